@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request body while it arrives: bounded, and read at the reader's pace.
+
+The door feeds it, the backend reads it, and what was read is credited to the sender's flow-control
+window (`consumed`): so a slow backend slows its own client and nothing is buffered beyond a window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from inferlane.errors import Reason, Refused
+
+__all__ = ["Body"]
+
+
+class Body:
+    """Bytes from one door to one backend. One reader at a time.
+
+    limit: most bytes the whole body may have; beyond it `read` raises Refused(TOO_LARGE).
+    declared: the content-length, where the sender gave one.
+    consumed: called with the number of bytes that the reader took, for the sender's window.
+    """
+
+    __slots__ = ("_chunks", "_consumed", "_error", "_limit", "_waiter", "declared", "ended", "received")
+
+    def __init__(
+        self, *, limit: int, declared: int | None = None, consumed: Callable[[int], None] | None = None
+    ) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._limit = limit
+        self._consumed = consumed
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: Exception | None = None
+        self.declared = declared
+        self.received = 0
+        self.ended = False
+
+    @classmethod
+    def of(cls, data: bytes) -> Body:
+        """A body that is already there as a whole."""
+        body = cls(limit=len(data))
+        body.feed(data, ended=True)
+        return body
+
+    def __repr__(self) -> str:
+        state = "failed" if self._error else "ended" if self.ended else "open"
+        return f"<Body {state}, {self.received} bytes received, {sum(map(len, self._chunks))} unread>"
+
+    def feed(self, data: bytes, *, ended: bool) -> None:
+        """The door: more bytes came. Past the limit, and after a failure, they are dropped and credited at once."""
+        self.received += len(data)
+        if self._error is None and self.received > self._limit:
+            self.fail(Refused(Reason.TOO_LARGE, f"the body is longer than the {self._limit} bytes allowed here"))
+        if self._error is not None:
+            self._credit(len(data))
+            return
+        if data:
+            self._chunks.append(data)
+        self.ended = ended
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """Either side: no more will be read, and this is why. Unread bytes go back to the sender's window."""
+        if self._error is None:
+            self._error = error
+        self._credit(sum(map(len, self._chunks)))
+        self._chunks.clear()
+        self._wake()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte is here, so that reading never waits."""
+        return self.ended and self._error is None
+
+    async def read(self) -> bytes:
+        """The next bytes; b"" at the end. Raises what `fail` was given."""
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self.ended:
+                return b""
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        chunk = self._chunks.popleft()
+        self._credit(len(chunk))
+        return chunk
+
+    async def read_all(self) -> bytes:
+        """The whole body."""
+        first = await self.read()
+        if self.ended and not self._chunks and self._error is None:
+            return first
+        chunks = [first]
+        while chunk := await self.read():
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _credit(self, count: int) -> None:
+        if self._consumed is not None and count:
+            self._consumed(count)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The request and the reply that backends exchange with the walk: nothing of the transport they came by."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from backends.body import Body
+from qos.timeline import Timeline
+from qos.traffic_class import TrafficClass
+
+__all__ = ["Fields", "Reply", "Request"]
+
+Fields = tuple[tuple[bytes, bytes], ...]
+"""HTTP header fields: lower-case names, clean values (proxy/protocols/fields.py)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """One inference to be made: an Open Inference Protocol body for a model."""
+
+    request_id: str
+    model: str
+    version: str = ""
+    """A version's name; "" lets the backend choose."""
+    traffic_class: TrafficClass
+    deadline: float
+    """Monotonic seconds by which the whole reply must be there."""
+    body: Body
+    json_length: int | None = None
+    """Bytes of JSON before the binary tensors (Inference-Header-Content-Length); None: all of it is JSON."""
+    timeline: Timeline
+    fields: Fields = ()
+    """The client's end-to-end fields; a backend hands on what RFC 9110 lets pass."""
+    traceparent: str | None = None
+    dscp_seen: int = 0
+    """The DSCP the request arrived with."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Reply:
+    """One answer, as it goes back through any door."""
+
+    status: int = 200
+    body: bytes | AsyncIterator[bytes]
+    """Whole, or in pieces as the backend sends them; a piecewise body raises Refused where it breaks off."""
+    json_length: int | None = None
+    fields: Fields = field(default=())
+    """End-to-end fields of the backend's reply, content-type among them."""
+    compute_s: float | None = None
+    """The model's own time in seconds, where the backend says it."""

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request's clock readings, stage by stage, and the disjoint parts they add up to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Parts", "Timeline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Where the time went, in seconds; None: that stage was not reached, or nobody measured it."""
+
+    network: float | None
+    """Smoothed round-trip time of the client's connection."""
+    queue: float | None
+    """Waiting in the gateway: received to dispatched."""
+    backend: float | None
+    """Dispatched to first byte, less compute."""
+    compute: float | None
+    """As the backend reports it."""
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Monotonic seconds at which a request passed each stage; None: not reached."""
+
+    received: float
+    dispatched: float | None = None
+    first_byte: float | None = None
+    finished: float | None = None
+    rtt_s: float | None = None
+    compute_s: float | None = None
+
+    def parts(self) -> Parts:
+        """The disjoint parts that Server-Timing, metrics and the log line show."""
+        queue = backend = None
+        if self.dispatched is not None:
+            queue = self.dispatched - self.received
+            if self.first_byte is not None:
+                backend = max(0.0, self.first_byte - self.dispatched - (self.compute_s or 0.0))
+        return Parts(self.rtt_s, queue, backend, self.compute_s)
