@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One listener of the config: its sockets, and on each the protocols that share the port by first byte.
+
+RFC 9443 section 3: a QUIC packet's first byte is 64 or more; 4 to 15 is nobody's, and 10 is ours (docs/wire.md).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from inferlane.wire import MAGIC
+from proxy.arrival import Walk
+from proxy.listeners.datagrams import DatagramExchanges
+from proxy.listeners.http3 import Http3Session
+from proxy.listeners.native import NativeSession
+from proxy.listeners.quic import Alarms, Peer, QuicListener, Session
+from proxy.listeners.udp import Address, UdpSocket, bind
+from proxy.protocols.cookies import CookieJar
+from proxy.protocols.quic import ALPN_H3, ALPN_NATIVE, QuicConfiguration
+
+__all__ = ["Door", "DoorPlan", "alpn_of"]
+
+_QUIC_BIT = 0x40
+_LONG_HEADER = 0x80
+
+
+def alpn_of(accept: frozenset[str]) -> list[str]:
+    """What a listener offers in TLS for what it accepts."""
+    native = bool(accept & {"stream", "datagram"})
+    return [ALPN_H3] * ("h3" in accept) + [ALPN_NATIVE] * native
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoorPlan:
+    """What a door needs to know of the config.
+
+    accept: of h3, stream, datagram, udp. tls: needed for the first three. cookie_secret: 32 bytes, for udp.
+    """
+
+    name: str
+    addresses: Sequence[tuple[str, int]]
+    accept: frozenset[str]
+    tls: QuicConfiguration | None
+    max_body: int
+    cookie_secret: bytes
+
+
+class Door:
+    """The sockets of one listener on the running loop."""
+
+    def __init__(self, plan: DoorPlan, walk: Walk, *, alarms: Alarms, clock: Callable[[], float]) -> None:
+        self._plan = plan
+        self._walk = walk
+        self._alarms = alarms
+        self._clock = clock
+        self._counts: Counter[str] = Counter()
+        self._cookies = CookieJar(plan.cookie_secret)
+        self._sides: list[_Side] = []
+
+    def __repr__(self) -> str:
+        return f"<Door {self._plan.name} {', '.join(map(str, self.bound))}: {self.connections} connections>"
+
+    def start(self) -> None:
+        """Bind every address, or none. Raises OSError with a line that names the address."""
+        bound = []
+        try:
+            for host, port in self._plan.addresses:
+                bound.append(bind(host, port))
+        except OSError:
+            for sock in bound:
+                sock.close()
+            raise
+        self._sides = [self._side(sock) for sock in bound]
+
+    def drain(self) -> None:
+        """Take no new connections; those that are here finish."""
+        for side in self._sides:
+            if side.quic is not None:
+                side.quic.drain()
+
+    def close(self) -> None:
+        """Say goodbye and let go of the sockets."""
+        for side in self._sides:
+            side.close()
+        self._sides = []
+
+    @property
+    def bound(self) -> list[tuple[str, int]]:
+        """Where it listens; port 0 has become a real one."""
+        return [side.socket.address[:2] for side in self._sides]
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is in flight."""
+        return all(side.idle for side in self._sides)
+
+    @property
+    def name(self) -> str:
+        """The listener's name."""
+        return self._plan.name
+
+    @property
+    def connections(self) -> int:
+        """Open QUIC connections."""
+        return sum(len(side.quic) for side in self._sides if side.quic is not None)
+
+    @property
+    def handshakes(self) -> int:
+        """QUIC handshakes completed."""
+        return sum(side.quic.counts["handshakes"] for side in self._sides if side.quic is not None)
+
+    @property
+    def datagrams_received(self) -> int:
+        """Datagrams read."""
+        return sum(side.socket.received for side in self._sides)
+
+    @property
+    def datagrams_sent(self) -> int:
+        """Datagrams written."""
+        return sum(side.socket.sent for side in self._sides)
+
+    @property
+    def datagrams_dropped(self) -> Mapping[str, int]:
+        """Datagrams not used or not sent, by reason."""
+        counts = Counter(self._counts)
+        for side in self._sides:
+            counts["truncated"] += side.socket.truncated
+            counts["send_failed"] += side.socket.send_failures
+            if side.quic is not None:
+                counts.update({reason: n for reason, n in side.quic.counts.items() if reason != "handshakes"})
+        return counts
+
+    def _side(self, sock: socket.socket) -> _Side:
+        plan = self._plan
+        quic = None
+        if plan.tls is not None:
+            with_datagrams = "datagram" in plan.accept
+            quic = QuicListener(
+                plan.tls, self._session_for, alarms=self._alarms, clock=self._clock, datagrams=with_datagrams
+            )
+        side = _Side(sock, quic, self._counts)
+        if "udp" in plan.accept:
+            side.datagrams = DatagramExchanges(
+                self._walk,
+                lambda datagram, peer: side.socket.send(datagram, cast(Address, peer)),
+                transport="udp",
+                listener=plan.name,
+                clock=self._clock,
+                counts=self._counts,
+                cookies=self._cookies,
+            )
+        return side
+
+    def _session_for(self, peer: Peer, alpn: str) -> Session:
+        plan = self._plan
+        if alpn == ALPN_H3:
+            return Http3Session(peer, self._walk, listener=plan.name, max_body=plan.max_body, clock=self._clock)
+        return NativeSession(
+            peer,
+            self._walk,
+            listener=plan.name,
+            max_body=plan.max_body,
+            clock=self._clock,
+            counts=self._counts,
+            streams="stream" in plan.accept,
+            datagrams="datagram" in plan.accept,
+        )
+
+
+class _Side:
+    """One socket, and who gets its datagrams."""
+
+    def __init__(self, sock: socket.socket, quic: QuicListener | None, counts: Counter[str]) -> None:
+        self.quic = quic
+        self.datagrams: DatagramExchanges | None = None
+        self._counts = counts
+        self.socket = UdpSocket(sock, self._receive, burst_ended=self._burst_ended)
+        if quic is not None:
+            quic.attach(self.socket.send)
+
+    @property
+    def idle(self) -> bool:
+        return (self.quic is None or self.quic.idle) and (self.datagrams is None or self.datagrams.idle)
+
+    def close(self) -> None:
+        if self.quic is not None:
+            self.quic.close()
+        if self.datagrams is not None:
+            self.datagrams.cancel_all()
+        self.socket.close()
+
+    def _receive(self, datagram: bytes, address: Address, ds_field: int) -> None:
+        first = datagram[0] if datagram else 0
+        if first & (_QUIC_BIT | _LONG_HEADER) and self.quic is not None:
+            self.quic.receive(datagram, address, ds_field)
+        elif first == MAGIC and self.datagrams is not None:
+            self.datagrams.receive(datagram, address, client=address[0], dscp=ds_field >> 2)
+        else:
+            self._counts["no_protocol"] += 1
+
+    def _burst_ended(self) -> None:
+        if self.quic is not None:
+            self.quic.burst_ended()

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection's HTTP/3: heads become arrivals, bodies flow at the backend's pace, replies at the client's."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from backends.body import Body
+from backends.messages import Reply
+from inferlane.errors import Reason, Refused
+from proxy.arrival import Answered, Arrival, Operation, Walk
+from proxy.listeners.exchanges import Exchanges
+from proxy.listeners.quic import Peer
+from proxy.protocols.answers import refusal_answer, reply_head
+from proxy.protocols.fields import RequestHead
+from proxy.protocols.h3 import BadHead, DataReceived, ErrorCode, HeadReceived, Http3
+from proxy.protocols.oip_http import Head, Target, head, target
+from proxy.protocols.quic import QuicEvent, StopSendingReceived, StreamReset
+from qos.timeline import Timeline
+
+__all__ = ["Http3Session"]
+
+WRITE_AHEAD = 256 * 1024
+"""Unacknowledged reply bytes of one stream before its backend is made to wait."""
+_NOWHERE = Target(Operation.LIVE)
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """A request whose body may still be coming."""
+
+    body: Body
+    content_length: int | None
+
+
+class Http3Session:
+    """HTTP/3 on one QUIC connection."""
+
+    def __init__(self, peer: Peer, walk: Walk, *, listener: str, max_body: int, clock: Callable[[], float]) -> None:
+        self._peer = peer
+        self._http = Http3(peer.quic)
+        self._listener = listener
+        self._max_body = max_body
+        self._clock = clock
+        self._exchanges = Exchanges(walk)
+        self._incoming: dict[int, _Incoming] = {}
+
+    def __repr__(self) -> str:
+        return f"<Http3Session {len(self._exchanges)} in flight>"
+
+    @property
+    def idle(self) -> bool:
+        return not self._exchanges
+
+    def handle(self, event: QuicEvent) -> None:
+        for each in self._http.receive(event):
+            if isinstance(each, HeadReceived):
+                self._begin(each.stream_id, each.head, ended=each.ended)
+            elif isinstance(each, DataReceived):
+                self._data(each.stream_id, each.data, ended=each.stream_ended)
+            elif isinstance(each, BadHead):
+                reason = Reason.FIELDS_TOO_LARGE if each.too_large else Reason.BAD_REQUEST
+                self._refuse(each.stream_id, Refused(reason, each.detail))
+        if isinstance(event, StreamReset | StopSendingReceived):
+            self._gone(event.stream_id)
+
+    def drain(self) -> None:
+        self._http.send_goaway()
+
+    def closed(self) -> None:
+        for incoming in self._incoming.values():
+            incoming.body.fail(Refused(Reason.CANCELLED, "the client's connection is gone"))
+        self._incoming.clear()
+        self._exchanges.cancel_all()
+
+    def _begin(self, stream_id: int, request: RequestHead, *, ended: bool) -> None:
+        length = request.content_length
+        body = Body(limit=self._max_body, consumed=partial(self._peer.consume, stream_id))
+        steering, asked, refusal = Head(), _NOWHERE, None
+        try:
+            steering = head(request.fields)
+            asked = target(request.method, request.path)
+            if length is not None and length > self._max_body:
+                raise Refused(Reason.TOO_LARGE, f"{length} bytes; this listener takes {self._max_body}")
+        except Refused as error:
+            refusal = error
+        if ended:
+            refusal = refusal or _length_mismatch(0, length, ended=True)
+            body.feed(b"", ended=True)
+        else:
+            self._incoming[stream_id] = _Incoming(body, length)
+        arrival = self._arrival(request.path.decode("ascii"), asked, steering, body, refusal)
+        arrival.fields = request.fields
+        self._start(stream_id, arrival, head_only=request.method == b"HEAD")
+
+    def _refuse(self, stream_id: int, refusal: Refused) -> None:
+        """A head that hygiene stopped: answered and recorded like any request, and forwarded nowhere."""
+        self._start(stream_id, self._arrival("", _NOWHERE, Head(), Body.of(b""), refusal), head_only=False)
+
+    def _arrival(self, path: str, asked: Target, steering: Head, body: Body, refusal: Refused | None) -> Arrival:
+        return Arrival(
+            request_id=steering.request_id or secrets.token_hex(8),
+            transport="h3",
+            listener=self._listener,
+            client=self._peer.address[0],
+            dscp=self._peer.dscp,
+            path=path,
+            operation=asked.operation,
+            model=asked.model,
+            version=asked.version,
+            asked_class=steering.asked_class,
+            urgency=steering.urgency,
+            timeout_s=steering.timeout_s,
+            traceparent=steering.traceparent,
+            body=body,
+            json_length=steering.json_length,
+            timeline=Timeline(self._clock(), rtt_s=self._peer.quic.round_trip_s),
+            refusal=refusal,
+        )
+
+    def _start(self, stream_id: int, arrival: Arrival, *, head_only: bool) -> None:
+        responder = Http3Responder(self._peer, self._http, stream_id, head_only=head_only)
+        self._exchanges.start(stream_id, arrival, responder, ended=partial(self._ended, stream_id))
+
+    def _data(self, stream_id: int, data: bytes, *, ended: bool) -> None:
+        incoming = self._incoming.get(stream_id)
+        if incoming is None:
+            self._peer.consume(stream_id, len(data))  # of a request that is answered already
+            return
+        body = incoming.body
+        mismatch = _length_mismatch(body.received + len(data), incoming.content_length, ended=ended)
+        if mismatch is not None:
+            body.fail(mismatch)
+        body.feed(data, ended=ended)
+        if ended:
+            del self._incoming[stream_id]
+
+    def _ended(self, stream_id: int) -> None:
+        """The walk is over: what still comes of the body is dropped and the client asked to stop."""
+        incoming = self._incoming.pop(stream_id, None)
+        if incoming is not None:
+            incoming.body.fail(Refused(Reason.CANCELLED, "the request was answered before its body ended"))
+            self._peer.quic.stop_receiving(stream_id, ErrorCode.H3_NO_ERROR)
+        self._peer.touch()
+
+    def _gone(self, stream_id: int) -> None:
+        incoming = self._incoming.pop(stream_id, None)
+        if incoming is not None:
+            incoming.body.fail(Refused(Reason.CANCELLED, "the client reset its stream"))
+        self._exchanges.cancel(stream_id)
+        self._http.abort(stream_id, ErrorCode.H3_REQUEST_CANCELLED)
+
+
+class Http3Responder:
+    """The way back on one request stream."""
+
+    def __init__(self, peer: Peer, http: Http3, stream_id: int, *, head_only: bool) -> None:
+        self._peer = peer
+        self._http = http
+        self._stream_id = stream_id
+        self._head_only = head_only
+        self._head_sent = False
+
+    async def reply(self, reply: Reply, answered: Answered) -> None:
+        answered.arrival.timeline.rtt_s = self._peer.quic.round_trip_s
+        status, fields = reply_head(reply, answered)
+        section = [(b":status", b"%d" % status), *fields]
+        self._head_sent = True
+        if isinstance(reply.body, bytes):
+            answered.bytes_out = len(reply.body)
+            self._http.send_reply(self._stream_id, section, b"" if self._head_only else reply.body, ended=True)
+            self._peer.touch()
+            return
+        self._http.send_reply(self._stream_id, section, b"", ended=False)
+        self._peer.touch()
+        async for chunk in reply.body:
+            answered.bytes_out += len(chunk)
+            if not self._head_only:
+                self._http.send_body(self._stream_id, chunk, ended=False)
+                self._peer.touch()
+                await self._peer.room(self._stream_id, WRITE_AHEAD)
+        self._http.send_body(self._stream_id, b"", ended=True)
+        self._peer.touch()
+
+    async def refuse(self, refusal: Refused, answered: Answered) -> None:
+        if self._head_sent:
+            # Never a clean end after a broken one: the client must see that the body is not whole.
+            self._http.abort(self._stream_id, ErrorCode.H3_INTERNAL_ERROR)
+        else:
+            status, fields, body = refusal_answer(refusal, answered)
+            section = [(b":status", b"%d" % status), *fields]
+            self._http.send_reply(self._stream_id, section, b"" if self._head_only else body, ended=True)
+        self._peer.touch()
+
+
+def _length_mismatch(received: int, declared: int | None, *, ended: bool) -> Refused | None:
+    if declared is None or received == declared or (received < declared and not ended):
+        return None
+    return Refused(Reason.BAD_REQUEST, f"content-length says {declared} bytes, {received} came")

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heads of HTTP replies: Server-Timing, the Inferlane fields, and refusals as problem documents (RFC 9457)."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from backends.messages import Reply
+from inferlane.errors import Refused
+from proxy.arrival import Answered
+from qos.timeline import Timeline
+
+__all__ = ["problem", "refusal_answer", "reply_head", "server_timing"]
+
+HeadFields = list[tuple[bytes, bytes]]
+
+
+def server_timing(timeline: Timeline) -> bytes:
+    """The disjoint parts in ms as a Server-Timing value (W3C Server Timing); b"" when nothing was measured."""
+    parts = timeline.parts()
+    named = (("network", parts.network), ("queue", parts.queue), ("backend", parts.backend), ("compute", parts.compute))
+    return ", ".join(f"{name};dur={s * 1e3:.3f}" for name, s in named if s is not None).encode()
+
+
+def reply_head(reply: Reply, answered: Answered) -> tuple[int, HeadFields]:
+    """Status and fields of a reply; content-length only where the body is whole."""
+    fields: HeadFields = list(reply.fields)
+    if isinstance(reply.body, bytes):
+        fields.append((b"content-length", b"%d" % len(reply.body)))
+    if reply.json_length is not None:
+        fields.append((b"inference-header-content-length", b"%d" % reply.json_length))
+    fields += _about(answered)
+    return reply.status, fields
+
+
+def refusal_answer(refusal: Refused, answered: Answered) -> tuple[int, HeadFields, bytes]:
+    """Status, fields and problem document of a refusal."""
+    body = problem(refusal, answered.arrival.request_id)
+    fields: HeadFields = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", b"%d" % len(body)),
+        *_about(answered),
+    ]
+    if refusal.retry_after_s is not None:
+        # RFC 9110 section 10.2.3: whole seconds; the exact value is in the document
+        fields.append((b"retry-after", b"%d" % math.ceil(refusal.retry_after_s)))
+    return refusal.status, fields, body
+
+
+def problem(refusal: Refused, request_id: str) -> bytes:
+    """The RFC 9457 document. Its type is a name, not an address: nothing has to be fetched to understand it."""
+    document: dict[str, str | int | float] = {
+        "type": f"urn:inferlane:refused:{refusal.reason.label}",
+        "title": refusal.reason.label.replace("_", " "),
+        "status": refusal.status,
+        "reason": refusal.reason.label,
+        "detail": refusal.detail,
+        "request_id": request_id,
+        # The Open Inference Protocol's own error member, so that its clients print the detail.
+        "error": refusal.detail or refusal.reason.label,
+    }
+    if refusal.retry_after_s is not None:
+        document["retry_after_ms"] = round(refusal.retry_after_s * 1e3)
+    return msgspec.json.encode(document)
+
+
+def _about(answered: Answered) -> HeadFields:
+    arrival = answered.arrival
+    fields: HeadFields = [
+        (b"inferlane-class", answered.traffic_class.name.encode()),
+        (b"x-request-id", arrival.request_id.encode()),
+    ]
+    timing = server_timing(arrival.timeline)
+    if timing:
+        fields.append((b"server-timing", timing))
+    if answered.trusted and answered.endpoint:
+        fields.append((b"inferlane-endpoint", answered.endpoint.encode()))
+    return fields
