@@ -94,6 +94,8 @@ class Pipeline:
     async def _answer(self, arrival: Arrival, answered: Answered, responder: Responder) -> Reply:
         if arrival.refusal is not None:
             raise arrival.refusal
+        if self._clock() >= answered.deadline:
+            raise TimeoutError  # asyncio's timeout strikes at a wait only, and a quick backend never waits
         if arrival.operation is Operation.INFER:
             return await self._infer(arrival, answered, responder)
         reply = await self._describe(arrival, answered)

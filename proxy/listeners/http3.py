@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from backends.body import Body
@@ -28,14 +27,6 @@ WRITE_AHEAD = 256 * 1024
 _NOWHERE = Target(Operation.LIVE)
 
 
-@dataclass(slots=True)
-class _Incoming:
-    """A request whose body may still be coming."""
-
-    body: Body
-    content_length: int | None
-
-
 class Http3Session:
     """HTTP/3 on one QUIC connection."""
 
@@ -46,7 +37,7 @@ class Http3Session:
         self._max_body = max_body
         self._clock = clock
         self._exchanges = Exchanges(walk)
-        self._incoming: dict[int, _Incoming] = {}
+        self._incoming: dict[int, Body] = {}
 
     def __repr__(self) -> str:
         return f"<Http3Session {len(self._exchanges)} in flight>"
@@ -71,14 +62,14 @@ class Http3Session:
         self._http.send_goaway()
 
     def closed(self) -> None:
-        for incoming in self._incoming.values():
-            incoming.body.fail(Refused(Reason.CANCELLED, "the client's connection is gone"))
+        for body in self._incoming.values():
+            body.fail(Refused(Reason.CANCELLED, "the client's connection is gone"))
         self._incoming.clear()
         self._exchanges.cancel_all()
 
     def _begin(self, stream_id: int, request: RequestHead, *, ended: bool) -> None:
         length = request.content_length
-        body = Body(limit=self._max_body, consumed=partial(self._peer.consume, stream_id))
+        body = Body(limit=self._max_body, declared=length, consumed=partial(self._peer.consume, stream_id))
         steering, asked, refusal = Head(), _NOWHERE, None
         try:
             steering = head(request.fields)
@@ -91,7 +82,7 @@ class Http3Session:
             refusal = refusal or _length_mismatch(0, length, ended=True)
             body.feed(b"", ended=True)
         else:
-            self._incoming[stream_id] = _Incoming(body, length)
+            self._incoming[stream_id] = body
         arrival = self._arrival(request.path.decode("ascii"), asked, steering, body, refusal)
         arrival.fields = request.fields
         self._start(stream_id, arrival, head_only=request.method == b"HEAD")
@@ -126,12 +117,11 @@ class Http3Session:
         self._exchanges.start(stream_id, arrival, responder, ended=partial(self._ended, stream_id))
 
     def _data(self, stream_id: int, data: bytes, *, ended: bool) -> None:
-        incoming = self._incoming.get(stream_id)
-        if incoming is None:
+        body = self._incoming.get(stream_id)
+        if body is None:
             self._peer.consume(stream_id, len(data))  # of a request that is answered already
             return
-        body = incoming.body
-        mismatch = _length_mismatch(body.received + len(data), incoming.content_length, ended=ended)
+        mismatch = _length_mismatch(body.received + len(data), body.declared, ended=ended)
         if mismatch is not None:
             body.fail(mismatch)
         body.feed(data, ended=ended)
@@ -140,16 +130,16 @@ class Http3Session:
 
     def _ended(self, stream_id: int) -> None:
         """The walk is over: what still comes of the body is dropped and the client asked to stop."""
-        incoming = self._incoming.pop(stream_id, None)
-        if incoming is not None:
-            incoming.body.fail(Refused(Reason.CANCELLED, "the request was answered before its body ended"))
+        body = self._incoming.pop(stream_id, None)
+        if body is not None:
+            body.fail(Refused(Reason.CANCELLED, "the request was answered before its body ended"))
             self._peer.quic.stop_receiving(stream_id, ErrorCode.H3_NO_ERROR)
         self._peer.touch()
 
     def _gone(self, stream_id: int) -> None:
-        incoming = self._incoming.pop(stream_id, None)
-        if incoming is not None:
-            incoming.body.fail(Refused(Reason.CANCELLED, "the client reset its stream"))
+        body = self._incoming.pop(stream_id, None)
+        if body is not None:
+            body.fail(Refused(Reason.CANCELLED, "the client reset its stream"))
         self._exchanges.cancel(stream_id)
         self._http.abort(stream_id, ErrorCode.H3_REQUEST_CANCELLED)
 
@@ -167,6 +157,9 @@ class Http3Responder:
     async def reply(self, reply: Reply, answered: Answered) -> None:
         answered.arrival.timeline.rtt_s = self._peer.quic.round_trip_s
         status, fields = reply_head(reply, answered)
+        if self._head_only:
+            # RFC 9110 section 8.6 lets us leave it out, and aioquic's client takes it for a promise of bytes.
+            fields = [each for each in fields if each[0] != b"content-length"]
         section = [(b":status", b"%d" % status), *fields]
         self._head_sent = True
         if isinstance(reply.body, bytes):

@@ -56,7 +56,7 @@ class NativeSession:
         self._streams = streams
         self._exchanges = Exchanges(walk)
         self._heads: dict[int, bytes] = {}
-        self._bodies: dict[int, tuple[Body, int]] = {}
+        self._bodies: dict[int, Body] = {}
         self._datagrams = None
         if datagrams:
             self._datagrams = DatagramExchanges(
@@ -98,7 +98,7 @@ class NativeSession:
         """There is no GOAWAY here: requests that come now are refused with `draining`, which says the same."""
 
     def closed(self) -> None:
-        for body, _ in self._bodies.values():
+        for body in self._bodies.values():
             body.fail(Refused(Reason.CANCELLED, "the client's connection is gone"))
         self._bodies.clear()
         self._heads.clear()
@@ -114,7 +114,7 @@ class NativeSession:
         """After FIN or a reset aioquic reports a stream no more, so what nobody knows here is new."""
         known = self._bodies.get(stream_id)
         if known is not None:
-            self._feed(stream_id, *known, data, ended=ended)
+            self._feed(stream_id, known, data, ended=ended)
         elif stream_id in self._refused:
             self._peer.consume(stream_id, len(data))
             if ended:
@@ -146,11 +146,13 @@ class NativeSession:
             return
         self._peer.consume(stream_id, length)
         self._begin(stream_id, header)
-        self._feed(stream_id, *self._bodies[stream_id], data[length:], ended=ended)
+        self._feed(stream_id, self._bodies[stream_id], data[length:], ended=ended)
 
     def _begin(self, stream_id: int, header: Header) -> None:
-        body = Body(limit=self._max_body, consumed=partial(self._peer.consume, stream_id))
-        self._bodies[stream_id] = (body, header.total_length)
+        declared = None if header.total_length == UNTIL_FIN else header.total_length
+        consumed = partial(self._peer.consume, stream_id)
+        body = Body(limit=self._max_body, declared=declared, consumed=consumed)
+        self._bodies[stream_id] = body
         arrival = inference(
             header,
             body,
@@ -163,9 +165,9 @@ class NativeSession:
         responder = _StreamResponder(self._peer, stream_id, header.request_id)
         self._exchanges.start(stream_id, arrival, responder, ended=partial(self._ended, stream_id))
 
-    def _feed(self, stream_id: int, body: Body, declared: int, data: bytes, *, ended: bool) -> None:
-        received = body.received + len(data)
-        if declared != UNTIL_FIN and (received > declared or (ended and received < declared)):
+    def _feed(self, stream_id: int, body: Body, data: bytes, *, ended: bool) -> None:
+        received, declared = body.received + len(data), body.declared
+        if declared is not None and (received > declared or (ended and received < declared)):
             body.fail(Refused(Reason.BAD_REQUEST, f"the header says {declared} bytes, {received} came"))
         body.feed(data, ended=ended)
         if ended:
@@ -174,7 +176,7 @@ class NativeSession:
     def _ended(self, stream_id: int) -> None:
         unread = self._bodies.pop(stream_id, None)
         if unread is not None:
-            unread[0].fail(Refused(Reason.CANCELLED, "the request was answered before its body ended"))
+            unread.fail(Refused(Reason.CANCELLED, "the request was answered before its body ended"))
             self._refused.add(stream_id)
             self._peer.quic.stop_receiving(stream_id, CANCELLED)
         self._peer.touch()
@@ -182,7 +184,7 @@ class NativeSession:
     def _gone(self, stream_id: int) -> None:
         unread = self._bodies.pop(stream_id, None)
         if unread is not None:
-            unread[0].fail(Refused(Reason.CANCELLED, "the client reset its stream"))
+            unread.fail(Refused(Reason.CANCELLED, "the client reset its stream"))
         self._heads.pop(stream_id, None)
         self._refused.discard(stream_id)
         self._exchanges.cancel(stream_id)

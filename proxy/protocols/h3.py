@@ -23,6 +23,7 @@ from aioquic.h3.connection import (
     ProtocolError,
     Setting,
     encode_frame,
+    stream_is_request_response,
 )
 from aioquic.h3.events import DataReceived, H3Event
 from aioquic.quic.events import QuicEvent, StreamDataReceived
@@ -74,7 +75,8 @@ class Http3(H3Connection):
             return self.handle_event(event)
         held = self._held(event.stream_id)
         events = self.handle_event(event)
-        self._next_request = max(self._next_request, event.stream_id + 4)
+        if stream_is_request_response(event.stream_id):
+            self._next_request = max(self._next_request, event.stream_id + 4)
         handed_out = sum(len(each.data) for each in events if isinstance(each, DataReceived))
         taken = held + len(event.data) - self._held(event.stream_id) - handed_out
         self._connection.consume(event.stream_id, taken)

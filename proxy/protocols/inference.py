@@ -158,7 +158,9 @@ class InferenceServer:
             reassembly = Reassembly(header)
         except WireError:
             return Dropped("malformed")
-        kept_s = min(max(header.remaining_us / 1e6, SHORTEST_KEPT_S), LONGEST_KEPT_S)
+        # Until when the client may repeat it; one that names no deadline may repeat for long.
+        remaining_s = header.remaining_us / 1e6 or LONGEST_KEPT_S
+        kept_s = min(max(remaining_s, SHORTEST_KEPT_S), LONGEST_KEPT_S)
         exchange = _Exchange(header, reassembly, header.total_length)
         self._exchanges[key] = exchange
         self._expiry.set(key, now + kept_s)

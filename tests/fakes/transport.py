@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stream transport without a socket: what is written is kept, and the test plays the network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+
+class FakeTransport(asyncio.Transport):
+    """Aborting it tells the protocol so at the loop's next turn, as asyncio's own does."""
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        super().__init__()
+        self.written = b""
+        self.writes = 0
+        self.reading = True
+        self.aborted = False
+        self._protocol = protocol
+        protocol.connection_made(self)
+
+    def write(self, data: bytes) -> None:
+        assert not self.aborted, "written after the end"
+        self.written += data
+        self.writes += 1
+
+    def writelines(self, list_of_data: Iterable[bytes]) -> None:
+        self.write(b"".join(list_of_data))
+
+    def pause_reading(self) -> None:
+        assert self.reading
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        assert not self.reading
+        self.reading = True
+
+    def abort(self) -> None:
+        if not self.aborted:
+            self.aborted = True
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A walk for doors under test: records what arrives and answers as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from backends.messages import Reply
+from inferlane.errors import Refused
+from proxy.arrival import Answered, Arrival, Responder
+from proxy.listeners.quic import Peer, Session
+from qos.traffic_class import TrafficClass
+from tests.fakes.quic import CLIENT, Pair
+
+CLASS = TrafficClass(name="interactive", rank=0, dscp=18, deadline_s=2.0, queue_s=2.0)
+
+Answer = Callable[[Arrival], Awaitable[Reply]]
+
+
+class FakeWalk:
+    """Answers every arrival with `answer`; a Refused that it raises is the refusal."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.arrivals: list[Arrival] = []
+        self.answered: list[Answered] = []
+        self.cancelled = 0
+
+    async def __call__(self, arrival: Arrival, responder: Responder) -> None:
+        self.arrivals.append(arrival)
+        answered = Answered(arrival=arrival, traffic_class=CLASS, why="default class", trusted=False, deadline=1e9)
+        self.answered.append(answered)
+        try:
+            if arrival.refusal is not None:
+                raise arrival.refusal
+            await responder.reply(await self.answer(arrival), answered)
+        except Refused as refusal:
+            await responder.refuse(refusal, answered)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+async def echo(arrival: Arrival) -> Reply:
+    """The body, as it came."""
+    return Reply(body=await arrival.body.read_all(), json_length=arrival.json_length)
+
+
+async def never(arrival: Arrival) -> Reply:
+    """No answer, for ever."""
+    await asyncio.Event().wait()
+    raise AssertionError(arrival)
+
+
+def pieces(*chunks: bytes, error: Refused | None = None) -> AsyncIterator[bytes]:
+    """A piecewise body that may break off."""
+
+    async def body() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+        if error is not None:
+            raise error
+
+    return body()
+
+
+class _Listener:
+    """The part of a QuicListener that a Peer needs."""
+
+    def __init__(self) -> None:
+        self.flushes = 0
+
+    def schedule_flush(self, peer: Peer) -> None:
+        self.flushes += 1
+
+
+class Conversation:
+    """A pair whose server events go to a session, with the event loop's turn in between."""
+
+    def __init__(self, tmp_path: Path, alpn: str, session_for: Callable[[Peer], Session]) -> None:
+        self.pair = Pair(tmp_path, alpn=alpn)
+        self.pair.server_events.clear()
+        self.peer = Peer(_Listener(), self.pair.server, CLIENT, 0)  # type: ignore[arg-type]  # the part that counts
+        self.session = session_for(self.peer)
+        self.peer.session = self.session
+
+    async def run(self, rounds: int = 8) -> None:
+        for _ in range(rounds):
+            self.pair.run(1)
+            for event in self.pair.server_events:
+                self.session.handle(event)
+            self.pair.server_events.clear()
+            self.peer.pump()
+            for _ in range(4):
+                await asyncio.sleep(0)

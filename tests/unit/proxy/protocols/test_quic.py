@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract with aioquic's privates, and what our connection adds: windows, datagrams, first looks, certificates."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+from aioquic.quic.connection import Limit, QuicConnection
+from aioquic.quic.events import DatagramFrameReceived, StreamDataReceived
+from aioquic.quic.packet import QuicProtocolVersion
+from aioquic.quic.recovery import QuicPacketRecovery
+from aioquic.quic.stream import QuicStream
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.certificate import development_certificate
+from proxy.protocols.quic import (
+    CONNECTION_WINDOW,
+    MAX_DATAGRAM_QUEUE,
+    STREAM_WINDOW,
+    FirstLook,
+    TlsError,
+    first_look,
+    server_configuration,
+    version_negotiation,
+)
+from tests.fakes.quic import Pair
+
+VERSIONS = [QuicProtocolVersion.VERSION_1]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    return Pair(tmp_path)
+
+
+def test_the_privates_we_override_are_what_they_were() -> None:
+    """aioquic is pinned; this is what to look at first when the pin moves."""
+    signature = inspect.signature
+    assert list(signature(QuicConnection._write_stream_limits).parameters) == ["self", "builder", "space", "stream"]
+    assert list(signature(QuicConnection._alpn_handler).parameters) == ["self", "alpn_protocol"]
+    assert list(signature(QuicConnection.send_datagram_frame).parameters) == ["self", "data"]
+    assert list(signature(Limit).parameters) == ["frame_type", "name", "value"]
+    source = inspect.getsource(QuicConnection)
+    for name in (
+        "_local_max_data",
+        "_datagrams_pending",
+        "_remote_max_datagram_frame_size",
+        "_on_max_stream_data_delivery",
+    ):
+        assert f"self.{name}" in source
+    stream = QuicStream(stream_id=0)
+    assert (stream.sender._buffer_start, stream.sender._buffer_stop, stream.sender._reset_error_code) == (0, 0, None)
+    recovery = inspect.getsource(QuicPacketRecovery)
+    assert "_rtt_smoothed" in recovery
+    assert "_rtt_initialized" in recovery
+
+
+def test_the_handshake_settles_on_an_alpn_and_measures_the_round_trip(pair: Pair) -> None:
+    assert pair.negotiated == "h3"
+    assert pair.server.established
+    assert pair.server.round_trip_s is not None
+
+
+def test_an_application_that_reads_nothing_stops_the_sender_at_the_window(pair: Pair) -> None:
+    stream_id = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(stream_id, bytes(4 * STREAM_WINDOW))
+    pair.run(400)
+    received = sum(len(each.data) for each in pair.server_events if isinstance(each, StreamDataReceived))
+    assert received == STREAM_WINDOW
+
+
+def test_what_is_consumed_is_credited(pair: Pair) -> None:
+    stream_id = pair.client.get_next_available_stream_id()
+    size = 3 * CONNECTION_WINDOW // 2
+    pair.client.send_stream_data(stream_id, bytes(size), end_stream=True)
+    received = 0
+    for _ in range(3000):
+        pair.run(1)
+        for event in pair.server_events:
+            if isinstance(event, StreamDataReceived):
+                received += len(event.data)
+                pair.server.consume(event.stream_id, len(event.data))
+        pair.server_events.clear()
+        if received == size:
+            break
+    assert received == size
+
+
+def test_all_streams_together_stop_at_the_connection_window(pair: Pair) -> None:
+    for _ in range(8):
+        pair.client.send_stream_data(pair.client.get_next_available_stream_id(), bytes(STREAM_WINDOW))
+    pair.run(1200)
+    received = sum(len(each.data) for each in pair.server_events if isinstance(each, StreamDataReceived))
+    assert received <= CONNECTION_WINDOW
+
+
+def test_a_sparse_stream_allocates_no_more_than_the_window(pair: Pair) -> None:
+    """aioquic#589: raw 1.7.2 allocated 33 MB for six packets like these."""
+    stream_id = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(stream_id, b"x")
+    pair.run(2)
+    sender = pair.client._streams[stream_id].sender
+    for _ in range(6):
+        far = pair.client._streams[stream_id].max_stream_data_remote - 1
+        if far <= sender._buffer_stop:
+            break
+        sender._pending.subtract(0, far)
+        sender._buffer += bytes(far - sender._buffer_stop)
+        sender._buffer_stop = far
+        pair.client.send_stream_data(stream_id, b"y")
+        sender._pending.subtract(0, far)
+        pair.run(2)
+    held = len(pair.server._streams[stream_id].receiver._buffer)
+    assert 0 < held <= STREAM_WINDOW
+
+
+def test_datagrams_are_advertised_under_our_alpn_only(tmp_path: Path) -> None:
+    assert Pair(tmp_path, alpn="h3").client._remote_max_datagram_frame_size is None
+    assert Pair(tmp_path, alpn="inferlane/1").client._remote_max_datagram_frame_size == 65535
+    assert Pair(tmp_path, alpn="inferlane/1", datagrams=False).client._remote_max_datagram_frame_size is None
+
+
+def test_a_datagram_that_cannot_fit_blocks_nothing(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, alpn="inferlane/1")
+    assert 1000 < pair.server.datagram_capacity < 1200
+    pair.server.send_datagram_frame(bytes(3000))
+    pair.server.send_datagram_frame(b"small")
+    pair.server.send_datagram_frame(bytes(pair.server.datagram_capacity))
+    pair.run()
+    got = [each.data for each in pair.client_events if isinstance(each, DatagramFrameReceived)]
+    assert [len(each) for each in got] == [5, pair.server.datagram_capacity]
+    assert pair.server.datagrams_dropped == 1
+
+
+def test_a_client_that_takes_no_datagrams_gets_none(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, alpn="inferlane/1", client_datagrams=False)
+    pair.server.send_datagram_frame(b"x")
+    assert pair.server.datagram_capacity == 0
+    assert pair.server.datagrams_dropped == 1
+
+
+def test_a_full_datagram_queue_loses_its_oldest(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, alpn="inferlane/1")
+    for number in range(MAX_DATAGRAM_QUEUE + 3):
+        pair.server.send_datagram_frame(number.to_bytes(2, "big"))
+    assert len(pair.server._datagrams_pending) == MAX_DATAGRAM_QUEUE
+    assert pair.server._datagrams_pending[0] == (3).to_bytes(2, "big")
+
+
+def test_writing_to_a_stream_that_the_client_stopped_does_nothing(pair: Pair) -> None:
+    stream_id = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(stream_id, b"x")
+    pair.run(2)
+    pair.client.stop_stream(stream_id, 7)
+    pair.run(2)
+    pair.server.write(stream_id, b"late", ended=True)
+    pair.server.stop_sending(stream_id, 1)
+    pair.server.stop_receiving(stream_id, 1)
+    assert pair.server.buffered(stream_id) == 0
+
+
+def test_what_was_written_is_buffered_until_acknowledged(pair: Pair) -> None:
+    stream_id = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(stream_id, b"x")
+    pair.run(2)
+    pair.server.write(stream_id, bytes(500), ended=True)
+    assert pair.server.buffered(stream_id) == 500
+    assert not pair.server.all_acknowledged
+    pair.run()
+    assert pair.server.buffered(stream_id) == 0
+    assert pair.server.all_acknowledged
+
+
+@given(st.binary(max_size=1500))
+def test_any_bytes_get_a_first_look_and_no_exception(datagram: bytes) -> None:
+    cid, look = first_look(datagram, VERSIONS)
+    if look is FirstLook.UNKNOWN_VERSION:
+        assert len(version_negotiation(datagram, VERSIONS)) <= len(datagram)
+    if look is FirstLook.INITIAL:
+        assert len(datagram) >= 1200
+        assert len(cid) >= 8
+
+
+def _long_header(version: int, size: int, dcid: bytes = bytes(8)) -> bytes:
+    head = b"\xc0" + version.to_bytes(4, "big") + bytes([len(dcid)]) + dcid + b"\x08" + bytes(8)
+    return (head + b"\x00" + b"\x44\x00").ljust(size, b"\x00")
+
+
+def test_version_negotiation_only_for_full_size_datagrams() -> None:
+    assert first_look(_long_header(0x1A2A3A4A, 1200), VERSIONS)[1] is FirstLook.UNKNOWN_VERSION
+    assert first_look(_long_header(0x1A2A3A4A, 1199), VERSIONS)[1] is FirstLook.STRAY  # RFC 9000 section 5.2.2
+    assert first_look(_long_header(0, 1200), VERSIONS)[1] is FirstLook.STRAY  # never answer an answer
+    answer = version_negotiation(_long_header(0x1A2A3A4A, 1200), VERSIONS)
+    assert answer[1:5] == bytes(4)
+    assert QuicProtocolVersion.VERSION_1.to_bytes(4, "big") in answer
+
+
+def test_a_first_packet_with_a_short_connection_id_is_stray() -> None:
+    assert first_look(_long_header(QuicProtocolVersion.VERSION_1, 1200, bytes(4)), VERSIONS)[1] is FirstLook.STRAY
+
+
+def test_certificates_that_cannot_be_served_say_why(tmp_path: Path) -> None:
+    certificate, key = development_certificate(tmp_path / "one")
+    _, other_key = development_certificate(tmp_path / "two")
+    with pytest.raises(TlsError, match="no such file"):
+        server_configuration(tmp_path / "missing.pem", key, ["h3"])
+    with pytest.raises(TlsError, match="the key does not belong"):
+        server_configuration(certificate, other_key, ["h3"])
+    rubbish = tmp_path / "rubbish.pem"
+    rubbish.write_text("not a certificate")
+    with pytest.raises(TlsError, match="not PEM"):
+        server_configuration(rubbish, key, ["h3"])

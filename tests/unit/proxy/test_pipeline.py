@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The walk with a fake backend: every way a request can end is answered once, counted once, and gives its place back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import pytest
+
+from backends.body import Body
+from backends.endpoint import Endpoint
+from backends.messages import Reply, Request
+from backends.picker import least_in_flight
+from backends.pool import Pool
+from backends.routes import Routes
+from inferlane.errors import Reason, Refused
+from proxy.arrival import Answered, Arrival, Operation
+from proxy.gate import Gate
+from proxy.pipeline import Pipeline
+from proxy.telemetry.finished import Telemetry
+from proxy.telemetry.metrics import Metrics
+from qos.classify import Policy
+from qos.timeline import Timeline
+from qos.traffic_class import ClassTable, TrafficClass
+
+REALTIME = TrafficClass(name="realtime", rank=0, dscp=46, deadline_s=0.05, queue_s=0.02)
+DEFAULT = TrafficClass(name="interactive", rank=1, dscp=18, deadline_s=30.0, queue_s=30.0)
+CLASSES = ClassTable([REALTIME, DEFAULT], DEFAULT)
+
+
+class FakeBackend:
+    """Answers as the test says."""
+
+    def __init__(self, infer: Callable[[Request], Awaitable[Reply]]) -> None:
+        self._infer = infer
+        self.ready = True
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def infer(self, request: Request) -> Reply:
+        return await self._infer(request)
+
+    async def metadata(self, model: str, version: str, *, deadline: float) -> Reply:
+        return Reply(body=msgspec.json.encode({"name": model, "version": version}))
+
+
+class Recorder:
+    """A door that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = []
+        self.refusals: list[Refused] = []
+        self.answered: list[Answered] = []
+
+    async def reply(self, reply: Reply, answered: Answered) -> None:
+        self.replies.append(reply)
+        self.answered.append(answered)
+
+    async def refuse(self, refusal: Refused, answered: Answered) -> None:
+        self.refusals.append(refusal)
+        self.answered.append(answered)
+
+
+class Set:
+    """A pipeline around one endpoint."""
+
+    def __init__(self, infer: Callable[[Request], Awaitable[Reply]], slots: int = 1) -> None:
+        self.backend = FakeBackend(infer)
+        self.endpoint = Endpoint("fake:one", self.backend, slots)
+        pool = Pool("main", [self.endpoint], least_in_flight)
+        self.metrics = Metrics(version="test")
+        self.pipeline = Pipeline(
+            Policy(CLASSES, max_class={"door": DEFAULT, "fast": REALTIME}, rules=[], class_from=()),
+            Routes([(pool, ["m"])]),
+            {"main": Gate(pool)},
+            Telemetry(self.metrics),
+            clock=time.monotonic,
+        )
+
+    async def ask(self, **changes: object) -> Recorder:
+        recorder = Recorder()
+        await self.pipeline(arrival(**changes), recorder)
+        return recorder
+
+    def counted(self, reason: str) -> bool:
+        return f'reason="{reason}"' in self.metrics.page()[0].decode()
+
+
+def arrival(**changes: object) -> Arrival:
+    facts: dict[str, object] = {
+        "request_id": "r1",
+        "transport": "h3",
+        "listener": "door",
+        "client": "127.0.0.1",
+        "dscp": 0,
+        "path": "/v2/models/m/infer",
+        "operation": Operation.INFER,
+        "model": "m",
+        "body": Body.of(b"{}"),
+        "timeline": Timeline(time.monotonic()),
+    }
+    return Arrival(**(facts | changes))  # type: ignore[arg-type]  # the test's own words
+
+
+async def answer(request: Request) -> Reply:
+    return Reply(body=await request.body.read_all(), compute_s=0.001)
+
+
+async def stuck(_: Request) -> Reply:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def test_a_request_walks_through_and_its_place_comes_back() -> None:
+    walk = Set(answer)
+    recorder = await walk.ask()
+    assert [each.body for each in recorder.replies] == [b"{}"]
+    (answered,) = recorder.answered
+    assert (answered.traffic_class, answered.pool, answered.endpoint) == (DEFAULT, "main", "fake:one")
+    parts = answered.arrival.timeline.parts()
+    assert parts.queue is not None
+    assert parts.backend is not None
+    assert parts.compute == 0.001
+    assert walk.endpoint.in_flight == 0
+    assert walk.counted("ok")
+
+
+async def test_what_the_door_refused_is_answered_and_counted_and_goes_no_further() -> None:
+    async def unreachable(_: Request) -> Reply:
+        raise AssertionError
+
+    walk = Set(unreachable)
+    recorder = await walk.ask(refusal=Refused(Reason.BAD_REQUEST, "two hosts"))
+    assert [each.reason for each in recorder.refusals] == [Reason.BAD_REQUEST]
+    assert walk.counted("bad_request")
+
+
+@pytest.mark.parametrize("reason", [Reason.BACKEND_FAILED, Reason.INVALID_TENSOR, Reason.USE_STREAM])
+async def test_a_backend_that_refuses_is_passed_on(reason: Reason) -> None:
+    async def refuse(_: Request) -> Reply:
+        raise Refused(reason, "why")
+
+    walk = Set(refuse)
+    recorder = await walk.ask()
+    assert [each.reason for each in recorder.refusals] == [reason]
+    assert walk.endpoint.in_flight == 0
+
+
+async def test_an_unknown_model_names_itself() -> None:
+    recorder = await Set(answer).ask(model="nobody")
+    assert [each.reason for each in recorder.refusals] == [Reason.UNKNOWN_MODEL]
+    assert "'nobody'" in recorder.refusals[0].detail
+
+
+async def test_a_stuck_backend_meets_the_deadline_and_loses_its_place_in_flight() -> None:
+    walk = Set(stuck)
+    recorder = await walk.ask(timeout_s=0.02)
+    assert [each.reason for each in recorder.refusals] == [Reason.DEADLINE]
+    assert recorder.refusals[0].status == 504
+    assert walk.endpoint.in_flight == 0
+    assert walk.counted("deadline")
+
+
+async def test_the_class_bounds_what_a_client_asks_for() -> None:
+    walk = Set(answer)
+    began = time.monotonic()
+    recorder = await walk.ask(timeout_s=1e9, timeline=Timeline(began))
+    assert recorder.answered[0].deadline == pytest.approx(began + DEFAULT.deadline_s)
+    recorder = await walk.ask(timeout_s=0.5, timeline=Timeline(began))
+    assert recorder.answered[0].deadline == pytest.approx(began + 0.5)
+
+
+async def test_an_answer_given_after_the_deadline_is_not_sent_as_if_in_time() -> None:
+    recorder = await Set(answer).ask(timeout_s=0.01, timeline=Timeline(time.monotonic() - 1.0))
+    assert not recorder.replies
+    assert [each.reason for each in recorder.refusals] == [Reason.DEADLINE]
+
+
+async def test_a_client_that_leaves_frees_the_place_and_is_counted() -> None:
+    walk = Set(stuck)
+    task = asyncio.create_task(walk.ask())
+    while walk.endpoint.in_flight == 0:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert walk.endpoint.in_flight == 0
+    assert walk.counted("cancelled")
+
+
+async def test_a_fault_of_ours_is_an_answer_too(capsys: pytest.CaptureFixture[str]) -> None:
+    async def bug(_: Request) -> Reply:
+        raise ZeroDivisionError
+
+    walk = Set(bug)
+    recorder = await walk.ask()
+    assert [each.reason for each in recorder.refusals] == [Reason.INTERNAL]
+    assert walk.endpoint.in_flight == 0
+    assert "walk_failed" in capsys.readouterr().out
+
+
+async def test_draining_refuses_inference_and_readiness_says_so() -> None:
+    walk = Set(answer)
+    walk.pipeline.draining = True
+    assert [each.reason for each in (await walk.ask()).refusals] == [Reason.DRAINING]
+    (ready,) = (await walk.ask(operation=Operation.READY)).replies
+    (live,) = (await walk.ask(operation=Operation.LIVE)).replies
+    assert (ready.status, live.status) == (503, 200)
+
+
+async def test_what_is_not_inference_needs_no_place() -> None:
+    walk = Set(answer)
+    walk.endpoint.take()
+    (metadata,) = (await walk.ask(operation=Operation.METADATA, version="2")).replies
+    assert metadata.body == b'{"name":"m","version":"2"}'
+    (server,) = (await walk.ask(operation=Operation.SERVER_METADATA)).replies
+    assert b"binary_tensor_data" in bytes(server.body)  # type: ignore[arg-type]
+    (ready,) = (await walk.ask(operation=Operation.MODEL_READY)).replies
+    assert ready.status == 200
+    walk.backend.ready = False
+    (ready,) = (await walk.ask(operation=Operation.MODEL_READY)).replies
+    assert ready.status == 503
+    refused = await walk.ask(operation=Operation.METADATA)
+    assert [each.reason for each in refused.refusals] == [Reason.NO_ENDPOINT]
