@@ -40,14 +40,18 @@ _COMMA = re.compile(rb"[ \t]*,[ \t]*")
 _INTEGER = re.compile(rb"-?[0-9]{1,15}")
 
 
-@lru_cache(maxsize=256)  # clients send a handful of values
 def parse_priority(field: bytes) -> int | None:
     """The urgency, 0..7, in a Priority field; None where it says none.
 
     Unknown members are passed over; an urgency of another type or out of range is as good as absent (RFC 9218
     section 4), and so is a whole field that is no Dictionary (RFC 8941 section 4.2).
     """
-    urgency = None
+    return _urgency(field)
+
+
+@lru_cache(maxsize=256)  # clients send a handful of values
+def _urgency(field: bytes) -> int | None:
+    value = None
     text = field.strip(b" ")
     place = 0
     while place < len(text):
@@ -55,16 +59,16 @@ def parse_priority(field: bytes) -> int | None:
         if member is None:
             return None
         if member["key"] == b"u":
-            urgency = member["value"]  # of several the last counts
+            value = member["value"]  # of several the last counts
         place = member.end()
         if place < len(text):
             comma = _COMMA.match(text, place)
             if comma is None or comma.end() == len(text):
                 return None
             place = comma.end()
-    if urgency is None or not _INTEGER.fullmatch(urgency):
+    if value is None or not _INTEGER.fullmatch(value):
         return None
-    return int(urgency) if 0 <= int(urgency) <= 7 else None
+    return int(value) if 0 <= int(value) <= 7 else None
 
 
 def parse_timeout(field: bytes) -> float:

@@ -8,6 +8,7 @@ Inference-Header-Content-Length: Triton's binary tensor extension.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -119,7 +120,7 @@ def _json_length(value: bytes) -> int:
     return int(value)
 
 
-_READERS = {
+_READERS: dict[bytes, tuple[str, Callable[[bytes], str | int | float | None]]] = {
     b"inferlane-class": ("asked_class", _class),
     b"priority": ("urgency", parse_priority),
     b"inferlane-timeout": ("timeout_s", parse_timeout),

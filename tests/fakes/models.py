@@ -116,7 +116,8 @@ def model(
     """A model of these nodes."""
     graph: GraphProto = helper.make_graph(list(nodes), "fake", list(inputs), list(outputs), list(weights))
     opset = helper.make_opsetid("", OPSET)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION).SerializeToString()
+    made: bytes = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION).SerializeToString()
+    return made
 
 
 def value(name: str, datatype: str, shape: Shape) -> ValueInfoProto:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gateway of a few lines on aioquic's own server: HTTP/3, raw streams and DATAGRAM, and answers that a test scripts."""
+"""A gateway of a few lines on aioquic's own server: HTTP/3, streams, DATAGRAM, and answers that a test scripts."""
 
 from __future__ import annotations
 

@@ -39,6 +39,7 @@ class UdpGateway:
         self.heard: list[Heard] = []
         self.cancelled: asyncio.Queue[int] = asyncio.Queue()
         self.silent = False
+        self.arrived = asyncio.Event()
         self.port = sock.getsockname()[1]
 
     def readable(self) -> None:
@@ -46,6 +47,7 @@ class UdpGateway:
         header, start = decode(data)
         heard = Heard(self, client, header, data[start:], ancillary[0][2][0])
         self.heard.append(heard)
+        self.arrived.set()
         if self.silent:
             return
         if header.type is Type.CANCEL:

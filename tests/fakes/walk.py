@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+from backends.body import Body
 from backends.messages import Reply
 from inferlane.errors import Refused
-from proxy.arrival import Answered, Arrival, Responder
+from proxy.arrival import Answered, Arrival, Operation, Responder
 from proxy.listeners.quic import Peer, Session
+from qos.timeline import Timeline
 from qos.traffic_class import TrafficClass
 from tests.fakes.quic import CLIENT, Pair
 
@@ -41,6 +44,40 @@ class FakeWalk:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+
+
+class RecordingResponder:
+    """A door that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = []
+        self.refusals: list[Refused] = []
+        self.answered: list[Answered] = []
+
+    async def reply(self, reply: Reply, answered: Answered) -> None:
+        self.replies.append(reply)
+        self.answered.append(answered)
+
+    async def refuse(self, refusal: Refused, answered: Answered) -> None:
+        self.refusals.append(refusal)
+        self.answered.append(answered)
+
+
+def arrival(body: bytes = b"{}", **changes: object) -> Arrival:
+    """An inference for model m, as an HTTP/3 door would hand it on."""
+    facts: dict[str, object] = {
+        "request_id": "r1",
+        "transport": "h3",
+        "listener": "door",
+        "client": "127.0.0.1",
+        "dscp": 0,
+        "path": "/v2/models/m/infer",
+        "operation": Operation.INFER,
+        "model": "m",
+        "body": Body.of(body),
+        "timeline": Timeline(time.monotonic()),
+    }
+    return Arrival(**(facts | changes))  # type: ignore[arg-type]  # the test's own words
 
 
 async def echo(arrival: Arrival) -> Reply:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The walk with a fake backend: every way a request can end is answered once, counted once, and gives its place back."""
+"""The walk with a fake backend: however a request ends, it is answered once, counted once, and gives its place back."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import pytest
 
-from backends.body import Body
 from backends.endpoint import Endpoint
 from backends.messages import Reply, Request
 from backends.picker import least_in_flight
 from backends.pool import Pool
 from backends.routes import Routes
 from inferlane.errors import Reason, Refused
-from proxy.arrival import Answered, Arrival, Operation
+from proxy.arrival import Operation
 from proxy.gate import Gate
 from proxy.pipeline import Pipeline
 from proxy.telemetry.finished import Telemetry
@@ -25,6 +24,7 @@ from proxy.telemetry.metrics import Metrics
 from qos.classify import Policy
 from qos.timeline import Timeline
 from qos.traffic_class import ClassTable, TrafficClass
+from tests.fakes.walk import RecordingResponder, arrival
 
 REALTIME = TrafficClass(name="realtime", rank=0, dscp=46, deadline_s=0.05, queue_s=0.02)
 DEFAULT = TrafficClass(name="interactive", rank=1, dscp=18, deadline_s=30.0, queue_s=30.0)
@@ -49,23 +49,6 @@ class FakeBackend:
         return Reply(body=msgspec.json.encode({"name": model, "version": version}))
 
 
-class Recorder:
-    """A door that writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.replies: list[Reply] = []
-        self.refusals: list[Refused] = []
-        self.answered: list[Answered] = []
-
-    async def reply(self, reply: Reply, answered: Answered) -> None:
-        self.replies.append(reply)
-        self.answered.append(answered)
-
-    async def refuse(self, refusal: Refused, answered: Answered) -> None:
-        self.refusals.append(refusal)
-        self.answered.append(answered)
-
-
 class Set:
     """A pipeline around one endpoint."""
 
@@ -82,29 +65,13 @@ class Set:
             clock=time.monotonic,
         )
 
-    async def ask(self, **changes: object) -> Recorder:
-        recorder = Recorder()
+    async def ask(self, **changes: object) -> RecordingResponder:
+        recorder = RecordingResponder()
         await self.pipeline(arrival(**changes), recorder)
         return recorder
 
     def counted(self, reason: str) -> bool:
         return f'reason="{reason}"' in self.metrics.page()[0].decode()
-
-
-def arrival(**changes: object) -> Arrival:
-    facts: dict[str, object] = {
-        "request_id": "r1",
-        "transport": "h3",
-        "listener": "door",
-        "client": "127.0.0.1",
-        "dscp": 0,
-        "path": "/v2/models/m/infer",
-        "operation": Operation.INFER,
-        "model": "m",
-        "body": Body.of(b"{}"),
-        "timeline": Timeline(time.monotonic()),
-    }
-    return Arrival(**(facts | changes))  # type: ignore[arg-type]  # the test's own words
 
 
 async def answer(request: Request) -> Reply:

@@ -173,7 +173,7 @@ async def test_a_request_in_datagram_frames_both_ways_fragmented(tmp_path: Path)
         talk.pair.client.send_datagram_frame(each)
     await talk.run(20)
     said = [
-        decode(each.data) + (each.data,) for each in talk.pair.client_events if isinstance(each, DatagramFrameReceived)
+        (*decode(each.data), each.data) for each in talk.pair.client_events if isinstance(each, DatagramFrameReceived)
     ]
     replies = sorted(((h.index, d[n:]) for h, n, d in said if h.type is Type.REPLY))
     assert b"".join(payload for _, payload in replies) == body
