@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the parts of a config must not say about one another. Reads the plain values, so that it works on half a config.
+
+Each check passes over what is not there or of a wrong type: that is said by the settings' own types already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+from proxy.config_errors import Fault, key_path, unknown_name
+from proxy.positions import Path
+from proxy.settings import TRANSPORTS, Bind
+from qos.schema import shown
+from qos.settings import BUILT_IN_CLASSES
+from qos.units import format_duration, parse_duration
+
+__all__ = ["cross_faults"]
+
+Table = dict[str, Any]
+
+
+def cross_faults(config: Table) -> Iterator[Fault]:
+    """Everything that is wrong between parts."""
+    return chain.from_iterable(check(config) for check in _CHECKS)
+
+
+def _tables(config: Any, *keys: str) -> Iterator[tuple[Path, Table]]:
+    """The mappings in the lists that the keys lead through, each with its path."""
+    found: list[tuple[Path, Any]] = [((), config)]
+    for key in keys:
+        found = [
+            ((*path, key, place), item)
+            for path, table in found
+            if isinstance(items := table.get(key), tuple)
+            for place, item in enumerate(items)
+            if isinstance(item, dict)
+        ]
+    return iter(found)
+
+
+def _texts(table: Table, key: str) -> Iterator[tuple[Path, str]]:
+    """The texts of a value that is one text or a list of them."""
+    value = table.get(key)
+    if isinstance(value, str):
+        yield (key,), value
+    elif isinstance(value, tuple):
+        yield from (((key, place), item) for place, item in enumerate(value) if isinstance(item, str))
+
+
+def _names(config: Table, section: str) -> list[str] | None:
+    """All names in a section; None where one cannot be read, so that nobody can say what is unknown."""
+    if section == "classes" and section not in config:
+        return [each.name for each in BUILT_IN_CLASSES]
+    items = config.get(section)
+    if not isinstance(items, tuple):
+        return None
+    names = [name for item in items if isinstance(item, dict) and isinstance(name := item.get("name"), str)]
+    return names if names and len(names) == len(items) else None
+
+
+def _repeated(texts: Iterator[tuple[Path, str]]) -> Iterator[Fault]:
+    first: dict[str, Path] = {}
+    for path, text in texts:
+        if text in first:
+            yield Fault(path, f"{shown(text)} is taken by {key_path(first[text])}; once is enough")
+        first.setdefault(text, path)
+
+
+def _same_names(config: Table) -> Iterator[Fault]:
+    for section in ("classes", "listeners", "pools"):
+        yield from _repeated(
+            ((*path, *rest), name) for path, table in _tables(config, section) for rest, name in _texts(table, "name")
+        )
+
+
+def _same_models(config: Table) -> Iterator[Fault]:
+    """The second would never be asked."""
+    return _repeated(
+        ((*path, *rest), model) for path, pool in _tables(config, "pools") for rest, model in _texts(pool, "model")
+    )
+
+
+def _same_addresses(config: Table) -> Iterator[Fault]:
+    addresses = (
+        ((*path, *rest), address)
+        for path, listener in _tables(config, "listeners")
+        for rest, address in _texts(listener, "bind")
+        if not address.endswith(":0")  # a free one each time
+    )
+    return _repeated(addresses)
+
+
+def _one_default(config: Table) -> Iterator[Fault]:
+    items = config.get("classes")
+    if not isinstance(items, tuple) or not all(isinstance(item, dict) for item in items):
+        return
+    said = [item.get("default", False) for item in items]
+    if not all(isinstance(each, bool) for each in said):
+        return
+    places = [place for place, each in enumerate(said) if each]
+    for place in places[1:]:
+        yield Fault(
+            ("classes", place, "default"), f"classes[{places[0]}] is the default class already; only one can be"
+        )
+    if len(items) > 1 and not places:
+        yield Fault(("classes",), "no class is the default one; add default: true to one of them")
+
+
+def _queues(config: Table) -> Iterator[Fault]:
+    for path, table in _tables(config, "classes"):
+        gate = table.get("gate")
+        deadline = _duration(table.get("deadline"))
+        queue = _duration(gate.get("queue")) if isinstance(gate, dict) else None
+        if deadline is not None and queue is not None and queue > deadline:
+            until = format_duration(deadline)
+            yield Fault((*path, "gate", "queue"), f"longer than the deadline, which ends every wait; at most {until}")
+
+
+def _duration(value: object) -> float | None:
+    try:
+        return parse_duration(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _rules(config: Table) -> Iterator[Fault]:
+    classes, listeners = _names(config, "classes"), _names(config, "listeners")
+    for path, rule in _tables(config, "rules"):
+        name, when = rule.get("class"), rule.get("when")
+        if isinstance(name, str) and classes and name not in classes:
+            yield Fault((*path, "class"), unknown_name("class", name, classes))
+        if when == {}:
+            yield Fault(
+                (*path, "when"), 'no condition; give listener, path, model or dscp, for every request path: "*"'
+            )
+        listener = when.get("listener") if isinstance(when, dict) else None
+        if isinstance(listener, str) and listeners and listener not in listeners:
+            yield Fault((*path, "when", "listener"), unknown_name("listener", listener, listeners))
+
+
+def _ceilings(config: Table) -> Iterator[Fault]:
+    classes = _names(config, "classes")
+    for path, listener in _tables(config, "listeners"):
+        name = listener.get("max_class")
+        if isinstance(name, str) and classes and name not in classes:
+            yield Fault((*path, "max_class"), unknown_name("class", name, classes))
+
+
+def _certificates(config: Table) -> Iterator[Fault]:
+    for path, listener in _tables(config, "listeners"):
+        accept = listener.get("accept", TRANSPORTS)
+        over_quic = [each for each in accept if each in TRANSPORTS and each != "udp"] if type(accept) is tuple else []
+        if over_quic and "tls" not in listener:
+            remedy = "give cert and key, or tls: development on loopback, or accept: [udp] alone"
+            yield Fault((*path, "tls"), f"missing, and {', '.join(over_quic)} cannot be accepted without it; {remedy}")
+        if listener.get("tls") == "development":
+            yield from _beyond_loopback(path, listener)
+
+
+def _beyond_loopback(path: Path, listener: Table) -> Iterator[Fault]:
+    """A certificate that nobody can check belongs on no network."""
+    for rest, address in _texts(listener, "bind"):
+        try:
+            loopback = Bind.parse(address).loopback
+        except ValueError:
+            continue
+        if not loopback:
+            message = f"tls: development is for loopback; give cert and key, or bind 127.0.0.1 or [::1], not {address}"
+            yield Fault((*path, *rest), message)
+
+
+def _without_effect(config: Table) -> Iterator[Fault]:
+    for path, endpoint in _tables(config, "pools", "endpoints"):
+        batch, url = endpoint.get("batch"), endpoint.get("oip")
+        if isinstance(batch, dict) and batch.get("max_size", 1) == 1 and (_duration(batch.get("max_wait")) or 0) > 0:
+            yield Fault(
+                (*path, "batch", "max_wait"), "nothing to wait for while max_size is 1; raise it or remove this"
+            )
+        if "tls" in endpoint and isinstance(url, str) and url.startswith("http:"):
+            yield Fault((*path, "tls"), "nothing to check behind http://; write https:// or remove this", at_key=True)
+
+
+_CHECKS: tuple[Callable[[Table], Iterator[Fault]], ...] = (
+    _same_names,
+    _same_models,
+    _same_addresses,
+    _one_default,
+    _queues,
+    _rules,
+    _ceilings,
+    _certificates,
+    _without_effect,
+)
