@@ -72,14 +72,12 @@ def lookup() -> bytes:
     )
 
 
-def total() -> bytes:
-    """x FP32 [rows, 2] -> y FP32 [rows']: the sum over all rows, one row whatever came: not to be batched."""
-    axes = numpy_helper.from_array(np.array([0], np.int64), "axes")
+def places() -> bytes:
+    """x FP32 [rows, 2] -> y INT64 [count, 2]: where x is not zero; its rows are not x's, so it cannot be batched."""
     return model(
-        [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=1)],
+        [helper.make_node("NonZero", ["x"], ["at"]), helper.make_node("Transpose", ["at"], ["y"])],
         [value("x", "FP32", ("rows", 2))],
-        [value("y", "FP32", ("rows'", 2))],
-        [axes],
+        [value("y", "INT64", ("count", 2))],
     )
 
 

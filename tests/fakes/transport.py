@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from time import monotonic
+
+from backends.remote.connection import Answer, Connection
+from tests.fakes.asking import settle
 
 
 class FakeTransport(asyncio.Transport):
@@ -39,3 +43,24 @@ class FakeTransport(asyncio.Transport):
         if not self.aborted:
             self.aborted = True
             asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+
+
+class Shelf:
+    """The owner: what was kept and what was lost."""
+
+    def __init__(self) -> None:
+        self.kept: list[Connection] = []
+        self.gone: list[Connection] = []
+
+    def keep(self, connection: Connection) -> None:
+        self.kept.append(connection)
+
+    def lost(self, connection: Connection) -> None:
+        self.gone.append(connection)
+
+
+async def exchange(connection: Connection, data: bytes = b"POST", **more: object) -> asyncio.Task[Answer]:
+    """One exchange under way, its request written."""
+    task = asyncio.ensure_future(connection.ask(data, deadline=more.pop("deadline", monotonic() + 60), **more))
+    await settle()
+    return task

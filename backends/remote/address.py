@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a backend's name to an open socket, within a deadline; and what it means to a client that this failed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+from inferlane.errors import Reason, Refused
+
+__all__ = ["CONNECT_S", "Address", "open_socket", "reaching", "resolve", "unreachable"]
+
+CONNECT_S = 1.0
+"""Longest wait for a connection: a lost SYN is repeated after 1 s (RFC 6298); another endpoint is nearer."""
+
+Address = tuple[Any, ...]
+"""As getaddrinfo gives it: (host, port) for IPv4, two numbers more for IPv6."""
+
+
+def open_socket(family: int, kind: socket.SocketKind) -> socket.socket:
+    """A socket before it connects: the place for options that even its first packet must carry."""
+    sock = socket.socket(family, kind)
+    sock.setblocking(False)
+    return sock
+
+
+async def resolve(host: str, port: int, kind: socket.SocketKind) -> list[tuple[int, Address]]:
+    """All (family, address) of a host, at least one. Raises socket.gaierror."""
+    try:
+        found = socket.getaddrinfo(host, port, type=kind, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:  # a name, and looking those up blocks
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=kind)
+    return [(family, address) for family, _, _, _, address in found]
+
+
+@asynccontextmanager
+async def reaching(deadline: float) -> AsyncIterator[None]:
+    """What is done in here may take CONNECT_S and not beyond `deadline`; what fails in here is Refused."""
+    patience = min(CONNECT_S, deadline - monotonic())
+    try:
+        async with asyncio.timeout(patience):
+            yield
+    except TimeoutError:
+        if patience < CONNECT_S:
+            raise Refused(Reason.DEADLINE, "the request's time was up while connecting to the backend") from None
+        raise unreachable(f"no connection within {CONNECT_S:g} s") from None
+    except OSError as error:
+        raise unreachable(_why(error)) from None
+
+
+def unreachable(why: str | OSError) -> Refused:
+    """The refusal of a request whose backend is not there. It names no address: clients may not know ours."""
+    text = why if isinstance(why, str) else _why(why)
+    return Refused(Reason.BACKEND_FAILED, f"the backend cannot be reached: {text}", status=503)
+
+
+def _why(error: OSError) -> str:
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not accepted ({error.verify_message}); tls.ca names whom to believe"
+        case ssl.SSLError():
+            return f"the TLS handshake failed ({getattr(error, 'reason', None) or error.strerror})"
+        case socket.gaierror():
+            return f"its name cannot be resolved ({error.strerror})"
+        case _:
+            return os.strerror(error.errno) if error.errno else str(error)

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One HTTP/1.1 connection to a backend: one exchange at a time, each with a deadline. It never opens or keeps itself.
+
+A request that is there as a whole costs one write, one read, one future and no task; the timer belongs to the
+connection and is moved only when it fires (docs/decisions/0001-own-http1-client.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from enum import Enum, auto
+from math import inf
+from time import monotonic
+from typing import Protocol, cast
+
+from backends.body import Body
+from backends.remote.http1 import Garbage, ReplyReader
+from inferlane.errors import Reason, Refused
+
+__all__ = ["Answer", "Connection", "Owner", "ReplyBody", "Stale"]
+
+WHOLE_REPLY = 64 * 1024
+"""A reply announced to be no longer than this is waited for and handed on as bytes."""
+MOST_BUFFERED = 256 * 1024
+"""Reading stops while this much waits for the client; one asyncio read brings at most as much again."""
+
+
+class Stale(Refused):
+    """A kept connection was closed before any byte of the reply: most likely it was already closing when asked."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """A reply as HTTP has it."""
+
+    status: int
+    fields: list[tuple[bytes, bytes]]
+    body: bytes | ReplyBody
+    first_byte: float
+    """Monotonic seconds."""
+
+
+class Owner(Protocol):
+    """Who keeps connections between exchanges."""
+
+    def keep(self, connection: Connection) -> None:
+        """The exchange is over and the connection is good for another."""
+        ...
+
+    def lost(self, connection: Connection) -> None:
+        """The connection is gone."""
+        ...
+
+
+class _Phase(Enum):
+    IDLE = auto()
+    ASKED = auto()
+    """The request goes out, or the reply's head (or the whole of a small reply) is awaited."""
+    ANSWERING = auto()
+    """The head was handed on; the body follows in pieces."""
+    CLOSED = auto()
+
+
+class Connection(asyncio.Protocol):
+    """IDLE -> ASKED -> (ANSWERING ->) IDLE, and from everywhere to CLOSED.
+
+    class_name: the traffic class it carries; connections are never shared between classes.
+    """
+
+    __slots__ = (
+        "_deadline",
+        "_error",
+        "_exchanges",
+        "_first_byte",
+        "_loop",
+        "_more",
+        "_owner",
+        "_paused",
+        "_phase",
+        "_reader",
+        "_timer",
+        "_timer_at",
+        "_transport",
+        "_upload",
+        "_waiter",
+        "_writable",
+        "class_name",
+        "idle_since",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, owner: Owner, class_name: str) -> None:
+        self.class_name = class_name
+        self.idle_since = monotonic()
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._phase = _Phase.IDLE
+        self._reader = ReplyReader()
+        self._exchanges = 0
+        self._deadline = inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._waiter: asyncio.Future[Answer] | None = None
+        self._more: asyncio.Future[None] | None = None
+        self._first_byte: float | None = None
+        self._error: Exception | None = None
+        self._paused = False
+        self._upload: asyncio.Task[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        state = f"{self._phase.name.lower()}, exchange {self._exchanges}"
+        return f"<Connection {self.class_name} {state}, {self._reader!r}>"
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be asked."""
+        return self._phase is _Phase.IDLE
+
+    async def ask(self, data: bytes, *, deadline: float, body: Body | None = None, length: int | None = None) -> Answer:
+        """Send a request and wait for its answer; the whole of it is due at `deadline`, monotonic seconds.
+
+        data: the head, with the body behind it unless that comes as `body`, which is sent while it arrives:
+        with `length` bytes as the head announced, or chunked if `length` is None.
+        """
+        if self._error is not None:
+            raise self._error  # closed by the other side since it was taken or opened
+        self._phase = _Phase.ASKED
+        self._exchanges += 1
+        self._first_byte = None
+        self._reader.begin()
+        waiter: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiter = waiter
+        self._watch(deadline)
+        self._transport.write(data)
+        if body is not None:
+            self._upload = self._loop.create_task(self._send(body, length))
+            self._upload.add_done_callback(self._upload_done)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if self._waiter is waiter:  # else the reply was complete, and the connection may be another request's now
+                self.close()
+            raise
+
+    def close(self, error: Exception | None = None) -> None:
+        """End at once; whoever still waits gets `error`."""
+        if self._phase is _Phase.CLOSED:
+            return
+        self._phase = _Phase.CLOSED
+        self._error = error or Refused(Reason.BACKEND_FAILED, "the connection to the backend was closed")
+        self._transport.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._upload is not None:
+            self._upload.cancel()
+        if self._waiter is not None:
+            if not self._waiter.done():
+                self._waiter.set_exception(self._error)
+            self._waiter = None
+        self._wake_reader()
+
+    # The request's body, sent while it arrives.
+
+    async def _send(self, body: Body, length: int | None) -> None:
+        sent = 0
+        while piece := await body.read():
+            sent += len(piece)
+            if length is None:
+                self._transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
+            elif sent <= length:
+                self._transport.write(piece)
+            else:
+                # sent on, the surplus would be read as the next request of this connection
+                raise Refused(Reason.BAD_REQUEST, f"the body is longer than its content-length, {length}")
+            if self._writable is not None:
+                await self._writable
+        if length is None:
+            self._transport.write(b"0\r\n\r\n")
+        elif sent != length:
+            raise Refused(
+                Reason.BAD_REQUEST, f"the body ended after {sent} of the {length} bytes of its content-length"
+            )
+
+    def _upload_done(self, task: asyncio.Task[None]) -> None:
+        self._upload = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.close(error if isinstance(error, Exception) else None)
+
+    # The reply's body, read at the client's pace. ReplyBody calls these.
+
+    async def next_piece(self) -> bytes:
+        """The next bytes of the body; b"" at its end, when the connection goes back to its owner."""
+        reader = self._reader
+        while not reader.buffered:
+            if reader.complete:
+                self._settle()
+                return b""
+            if self._error is not None:
+                raise self._error
+            self._more = self._loop.create_future()
+            await self._more
+        piece = reader.take()
+        if self._paused and self._phase is _Phase.ANSWERING:
+            self._paused = False
+            self._transport.resume_reading()
+        return piece
+
+    def _advance(self) -> None:
+        """What was read may have completed something."""
+        reader = self._reader
+        if reader.complete:
+            self._deadline = inf
+        if self._phase is _Phase.ASKED:
+            if reader.complete:
+                self._answer(reader.take())
+                self._settle()
+            elif reader.head_complete and (reader.content_length is None or reader.content_length > WHOLE_REPLY):
+                self._phase = _Phase.ANSWERING
+                self._answer(ReplyBody(self))
+        if self._phase is _Phase.ANSWERING:
+            self._wake_reader()
+            if reader.buffered > MOST_BUFFERED and not self._paused:
+                self._paused = True
+                self._transport.pause_reading()
+
+    def _answer(self, body: bytes | ReplyBody) -> None:
+        waiter, self._waiter = self._waiter, None
+        assert waiter is not None and self._first_byte is not None  # the phase says so
+        if not waiter.done():  # done: cancelled, and the ReplyBody closes the connection as it is dropped here
+            waiter.set_result(Answer(self._reader.status, self._reader.fields, body, self._first_byte))
+
+    def _settle(self) -> None:
+        """The reply was taken to its end."""
+        if self._phase is _Phase.CLOSED:
+            return
+        self._phase = _Phase.IDLE
+        if self._upload is None and self._reader.keep_alive:
+            self._owner.keep(self)
+        else:
+            self.close()  # of an early reply: the rest of the request's body is not worth sending
+
+    def _wake_reader(self) -> None:
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
+
+    # The deadline: one timer for the connection's life, which looks again when it fires.
+
+    def _watch(self, deadline: float) -> None:
+        self._deadline = deadline
+        if self._timer is not None:
+            if self._timer_at <= deadline:
+                return
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self._loop.call_later(max(0.0, deadline - monotonic()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if monotonic() >= self._deadline:
+            self.close(Refused(Reason.DEADLINE, "the backend had not answered when the request's time was up"))
+        elif self._deadline < inf:
+            self._watch(self._deadline)
+
+    # Called by the transport.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # what create_connection makes, under uvloop too
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase is not _Phase.ASKED and self._phase is not _Phase.ANSWERING:
+            self.close()  # nobody asked: what these bytes answer can only be guessed
+            return
+        if self._first_byte is None:
+            self._first_byte = monotonic()
+        try:
+            self._reader.feed(data)
+        except Garbage as garbage:
+            self.close(Refused(Reason.BACKEND_FAILED, f"the backend's reply is not HTTP/1.1: {garbage}"))
+            return
+        self._advance()
+
+    def eof_received(self) -> None:
+        self._peer_closed()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if error is None:
+            self._peer_closed()
+        self.close(self._broken_off())
+        self._owner.lost(self)
+
+    def _peer_closed(self) -> None:
+        if self._phase is _Phase.ANSWERING and self._reader.end():
+            self._reader.keep_alive = False
+            self._advance()
+        else:
+            self.close(self._broken_off())
+
+    def _broken_off(self) -> Refused:
+        if self._first_byte is None and self._exchanges > 1:
+            return Stale(Reason.BACKEND_FAILED, "the backend closed a kept connection instead of answering")
+        return Refused(Reason.BACKEND_FAILED, "the backend closed the connection before its reply was complete")
+
+    def pause_writing(self) -> None:
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+
+class ReplyBody:
+    """A reply's body in pieces, as they come. Raises Refused where it breaks off; dropped unread, it closes."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection: Connection | None = connection
+
+    def __aiter__(self) -> ReplyBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        connection = self._connection
+        if connection is None:
+            raise StopAsyncIteration
+        try:
+            piece = await connection.next_piece()
+        except BaseException:
+            self._let_go()
+            raise
+        if not piece:
+            self._connection = None
+            raise StopAsyncIteration
+        return piece
+
+    async def aclose(self) -> None:
+        """Break the reply off: the backend learns it from the closed connection."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def __del__(self) -> None:
+        # a client that goes away cancels whoever reads this, wherever that waits, and nobody is left to say so
+        self._let_go()

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.body import Body
+from inferlane.errors import Reason, Refused
+from tests.fakes.asking import settle
+
+
+async def test_a_body_that_is_there_as_a_whole():
+    body = Body.of(b"abc")
+    assert body.complete
+    assert await body.read_all() == b"abc"
+    assert await body.read() == b""
+    assert await Body.of(b"").read_all() == b""
+
+
+async def test_a_reader_waits_for_what_is_not_there_yet():
+    body = Body(limit=10)
+    reading = asyncio.ensure_future(body.read_all())
+    for piece, ended in ((b"ab", False), (b"", False), (b"cd", True)):
+        await settle()
+        assert not reading.done()
+        body.feed(piece, ended=ended)
+    assert await reading == b"abcd"
+
+
+async def test_an_end_without_bytes_ends_the_reading():
+    body = Body(limit=10)
+    body.feed(b"ab", ended=False)
+    assert not body.complete
+    reading = asyncio.ensure_future(body.read_all())
+    await settle()
+    body.feed(b"", ended=True)
+    assert body.complete
+    assert await reading == b"ab"
+
+
+async def test_what_is_read_is_credited_to_the_sender():
+    credited: list[int] = []
+    body = Body(limit=10, consumed=credited.append)
+    body.feed(b"abc", ended=False)
+    body.feed(b"de", ended=True)
+    assert credited == []
+    assert await body.read() == b"abc"
+    assert credited == [3]
+    assert await body.read_all() == b"de"
+    assert credited == [3, 2]
+
+
+async def test_past_its_limit_nothing_is_kept_and_everything_credited():
+    credited: list[int] = []
+    body = Body(limit=4, consumed=credited.append)
+    body.feed(b"abc", ended=False)
+    body.feed(b"de", ended=False)
+    body.feed(b"fgh", ended=True)
+    assert sum(credited) == 8
+    assert not body.complete
+    with pytest.raises(Refused, match="4 bytes allowed") as refused:
+        await body.read()
+    assert refused.value.reason is Reason.TOO_LARGE
+    assert repr(body) == "<Body failed, 8 bytes received, 0 unread>"
+
+
+async def test_a_failure_reaches_a_reader_that_waits_and_the_first_one_counts():
+    body = Body(limit=10)
+    reading = asyncio.ensure_future(body.read())
+    await settle()
+    body.fail(Refused(Reason.CANCELLED))
+    body.fail(Refused(Reason.INTERNAL))
+    with pytest.raises(Refused) as refused:
+        await reading
+    assert refused.value.reason is Reason.CANCELLED
+
+
+@given(st.lists(st.binary(max_size=20)))
+def test_every_byte_comes_once_and_in_order(pieces):
+    async def read_back() -> None:
+        credited: list[int] = []
+        body = Body(limit=1000, consumed=credited.append)
+        reading = asyncio.ensure_future(body.read_all())
+        for piece in pieces:
+            body.feed(piece, ended=False)
+            await asyncio.sleep(0)
+        body.feed(b"", ended=True)
+        assert await reading == b"".join(pieces)
+        assert sum(credited) == body.received == sum(map(len, pieces))
+
+    asyncio.run(read_back())
