@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `inferlane`: each subcommand a thin function over the module that does the work.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or config. Expected errors are told on stderr, a line each. What a command
+needs is imported inside it, so that `--help` is quick and `check` loads neither models nor sockets.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from proxy.state import state_directory
+
+if TYPE_CHECKING:
+    from inferlane.messages import Reply
+    from proxy.config import Config
+
+__all__ = ["app", "main"]
+
+FAILED, MISUSED = 1, 2
+_FILE_WIDTH = 200
+
+app = typer.Typer(
+    name="inferlane",
+    help="A QoS-aware proxy for inference traffic: each traffic class keeps its promise in every queue.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Conf = Annotated[Path, typer.Argument(metavar="CONF", help="The gateway's YAML file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+StateDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--state-dir", metavar="DIR", help="Where certificates are kept; default: $STATE_DIRECTORY, or the system's."
+    ),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    try:
+        return int(app(arguments, prog_name="inferlane", standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        if message := error.format_message():  # else: no command was given, and the help is printed
+            typer.echo(f"inferlane: {message}", err=True)
+        return error.exit_code
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"inferlane {version('inferlane-gateway')}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Options before any command."""
+
+
+@app.command()
+def run(conf: Conf, state_dir: StateDir = None) -> None:
+    """Run the gateway in the foreground; SIGTERM drains it."""
+    config = _load(conf)
+    import uvloop
+
+    from backends.errors import BackendError
+    from proxy import server
+    from proxy.certificate import CertificateError
+    from proxy.protocols.quic import TlsError
+
+    with _expecting(BackendError, CertificateError, TlsError, OSError, code=MISUSED):
+        uvloop.run(server.run(config, state_dir=_state(state_dir)))
+
+
+@app.command()
+def check(conf: Conf) -> None:
+    """Validate a config; print all its errors with file, line and column."""
+    _load(conf)
+    typer.echo(f"{conf}: ok")
+
+
+@app.command()
+def explain(
+    conf: Conf,
+    listener: Annotated[str | None, typer.Option(help="The listener it comes to; default: the only one.")] = None,
+    path: Annotated[str, typer.Option(help="Its path; default: the model's inference path.")] = "",
+    model: Annotated[str, typer.Option(help="The model it asks; default: the one in the path.")] = "",
+    client: Annotated[str, typer.Option("--from", metavar="ADDR", help="The client's IP address.")] = "127.0.0.1",
+    dscp: Annotated[str, typer.Option(help="The DSCP it arrives with.")] = "DF",
+    header: Annotated[list[str] | None, typer.Option(metavar="'NAME: VALUE'", help="A header; any number.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell which class, mark, pool and endpoints a described request would get, and why."""
+    config = _load(conf)
+    from proxy.explain import ExplainedRequest
+    from proxy.explain import explain as explained
+
+    request = ExplainedRequest(
+        listener=listener, path=path, model=model, client=client, dscp=dscp, headers=tuple(header or ())
+    )
+    with _expecting(ValueError, code=MISUSED):
+        explanation = explained(config, request)
+    if as_json:
+        _print_json(explanation.as_dict())
+    else:
+        typer.echo(explanation.as_text())
+
+
+@app.command()
+def infer(
+    url: Annotated[str, typer.Argument(metavar="URL", help="https://, quic://, quic+datagram:// or udp://HOST:PORT")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")],
+    given: Annotated[list[str], typer.Option("--input", metavar="NAME=FILE.npy", help="A tensor; any number.")],
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Write each output there as NAME.npy.")] = None,
+    traffic_class: Annotated[str | None, typer.Option("--class", metavar="CLASS", help="The class to ask for.")] = None,
+    timeout: Annotated[str | None, typer.Option(metavar="TIME", help="For everything: 50ms, 2s.")] = None,
+    ca: Annotated[Path | None, typer.Option(metavar="FILE", help="The authority of its certificate, PEM.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Accept any certificate.")] = False,
+    model_version: Annotated[str, typer.Option("--version", metavar="VERSION", help="The model's version.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Send one request as an application would."""
+    import asyncio
+
+    from inferlane.client import Client
+    from inferlane.errors import InferlaneError
+    from proxy import replies
+    from proxy.arrays import ArrayError, read_inputs, write_outputs
+    from qos.units import parse_duration
+
+    with _expecting(ArrayError, ValueError, OSError, code=MISUSED):
+        inputs = read_inputs(given)
+        timeout_s = None if timeout is None else parse_duration(timeout)
+        client = Client(url, ca=ca, insecure=insecure)
+
+    async def ask() -> Reply:
+        async with client:
+            return await client.infer(model, inputs, cls=traffic_class, timeout=timeout_s, version=model_version)
+
+    with _expecting(InferlaneError, code=FAILED), _expecting(ValueError, code=MISUSED):
+        reply = asyncio.run(ask())
+    with _expecting(ArrayError, code=FAILED):
+        files = {} if output is None else write_outputs(reply.outputs, output)
+    if as_json:
+        _print_json(replies.document(reply, files))
+    else:
+        _print(replies.summary(reply), replies.table(reply, files))
+
+
+@app.command()
+def serve(
+    models: Annotated[Path, typer.Argument(metavar="MODELS", help="A folder of NAME/model.onnx, or one .onnx file.")],
+    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where HTTP/1.1 answers.")] = "127.0.0.1:8000",
+    udp: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where datagrams answer.")] = "127.0.0.1:4434",
+    socket: Annotated[Path | None, typer.Option(metavar="PATH", help="A Unix socket for HTTP/1.1, too.")] = None,
+) -> None:
+    """Serve ONNX models on this machine: makes it a backend."""
+    import uvloop
+
+    from backends.errors import BackendError
+    from proxy import serve as served
+    from proxy.settings import Bind
+
+    with _expecting(BackendError, OSError, ValueError, code=MISUSED):
+        uvloop.run(served.run(models, http=Bind.parse(http), udp=Bind.parse(udp), socket=socket))
+
+
+@app.command()
+def demo(as_json: AsJson = False) -> None:
+    """Start a gateway here, ask it about real files over every transport, print the answers and their latency."""
+    import asyncio
+
+    from proxy import demo as shown
+    from proxy.demo_model import DemoError
+
+    config = _load(shown.CONF)
+    with _expecting(DemoError, code=FAILED):
+        rows = asyncio.run(shown.demo(config))
+    if as_json:
+        _print_json(shown.document(rows))
+    else:
+        _print(shown.table(rows))
+    if not all(row.timings for row in rows):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def cert(
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default: the state.")] = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a development certificate for localhost, 127.0.0.1 and ::1, unless a good one is there."""
+    from proxy.certificate import CertificateError, development_certificate
+
+    with _expecting(CertificateError, code=MISUSED):
+        certificate, key = development_certificate(_state(state_dir) if out is None else out)
+        if as_json:
+            _print_json({"certificate": str(certificate), "key": str(key)})
+        else:
+            typer.echo(f"certificate  {certificate}\nkey          {key}")
+
+
+def _load(conf: Path) -> Config:
+    from proxy.config import ConfigError, load
+
+    try:
+        return load(conf)
+    except ConfigError as error:
+        typer.echo(str(error), err=True)  # its lines begin with file:line:column, which editors follow
+        raise typer.Exit(MISUSED) from None
+
+
+def _state(chosen: Path | None) -> Path:
+    return state_directory(chosen, environ=os.environ, root=os.geteuid() == 0)
+
+
+@contextmanager
+def _expecting(*errors: type[Exception], code: int) -> Iterator[None]:
+    """These are told in one line; anything else is a bug and shows its traceback."""
+    try:
+        yield
+    except errors as error:
+        typer.echo(f"inferlane: {_line(error)}", err=True)
+        raise typer.Exit(code) from None
+
+
+def _line(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
+def _print(*parts: object) -> None:
+    """Text and tables, as wide as the terminal, or as needed in a file."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
+    for part in parts:
+        console.print(part)
+
+
+def _print_json(document: Any) -> None:
+    import msgspec
+
+    typer.echo(msgspec.json.format(msgspec.json.encode(document)))  # numbers that JSON lacks become null

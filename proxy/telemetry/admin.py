@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The admin address: metrics and health over HTTP/1.1, reading only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+from aiohttp import web
+
+from proxy.bind import bind_tcp
+from proxy.telemetry.metrics import Metrics
+
+__all__ = ["AdminServer"]
+
+_SHUTDOWN_S = 1.0  # a scrape takes milliseconds
+_KEEPALIVE_S = 75.0  # scrapers come back every 15 to 60 s
+
+
+class AdminServer:
+    """/metrics, /healthz and /readyz on one address.
+
+    not_ready: what keeps this process from serving now, one name each; nothing: it is ready.
+    """
+
+    def __init__(self, host: str, port: int, metrics: Metrics, not_ready: Callable[[], Sequence[str]]) -> None:
+        self._address = host, port
+        self._metrics = metrics
+        self._not_ready = not_ready
+        self._http: web.Server | None = None
+        self._server: asyncio.Server | None = None
+        self._pages = {"/metrics": self._metrics_page, "/healthz": self._health, "/readyz": self._readiness}
+
+    def __repr__(self) -> str:
+        return "<AdminServer {}:{} {}>".format(*self._address, "serving" if self._server else "stopped")
+
+    @property
+    def bound(self) -> tuple[str, int]:
+        """Where it serves; once started, port 0 has become a real one."""
+        return self._address
+
+    async def start(self) -> None:
+        """Bind and serve. Raises OSError with a line that names the address."""
+        sock = bind_tcp(*self._address)
+        self._address = sock.getsockname()[:2]
+        self._http = web.Server(self._answer, access_log=None, keepalive_timeout=_KEEPALIVE_S)
+        self._server = await asyncio.get_running_loop().create_server(self._http, sock=sock)
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._server is not None and self._http is not None:
+            self._server.close()
+            self._http.pre_shutdown()
+            await self._http.shutdown(_SHUTDOWN_S)
+            self._server = self._http = None
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        page = self._pages.get(request.path)
+        if page is None:
+            return _json(404, {"error": "no such path", "paths": sorted(self._pages)})
+        if request.method != "GET":
+            return _json(405, {"error": "reading only: GET"}, {"Allow": "GET"})
+        return page(request)
+
+    def _metrics_page(self, request: web.BaseRequest) -> web.Response:
+        page, content_type = self._metrics.page(request.headers.get("Accept", ""))
+        return web.Response(body=page, headers={"Content-Type": content_type})
+
+    def _health(self, _: web.BaseRequest) -> web.Response:
+        return _json(200, {"alive": True})  # whoever can say so is: the loop runs
+
+    def _readiness(self, _: web.BaseRequest) -> web.Response:
+        missing = list(self._not_ready())
+        return _json(503 if missing else 200, {"ready": not missing, "not_ready": missing})
+
+
+def _json(status: int, document: object, headers: Mapping[str, str] | None = None) -> web.Response:
+    body = msgspec.json.encode(document)
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Structured log lines on stderr, one event a line: JSON for machines, key=value for people.
+
+Events carry strings that clients chose. Whatever would break the line or reach a terminal as a command (controls,
+bidirectional overrides, lone surrogates) leaves escaped, so no event has to be cleaned where it is logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Literal
+
+import msgspec
+import structlog
+from aiohttp.http_exceptions import HttpProcessingError
+
+__all__ = ["LogOutput", "configure"]
+
+_encode = msgspec.json.Encoder(enc_hook=ascii).encode
+# Text that is ours and has lines of its own: tracebacks.
+_MULTILINE = ("exception", "stack")
+_COLORS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
+_PLAIN = "\x1b[0m"
+_LEVELS = {"exception": "error", "warn": "warning", "msg": "info"}
+
+
+class LogOutput:
+    """Where lines go. A log that cannot be written must not fail the request it tells about: such lines are counted."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.lost = 0
+
+    def __repr__(self) -> str:
+        return f"<LogOutput {getattr(self._stream, 'name', self._stream)}, {self.lost} lines lost>"
+
+    def msg(self, line: bytes) -> None:
+        """Write one line."""
+        try:
+            self._stream.write(line + b"\n")
+            self._stream.flush()
+        except OSError:
+            self.lost += 1
+
+    debug = info = warning = error = critical = msg
+
+
+def configure(
+    layout: Literal["json", "console"] = "json", level: str = "info", stream: BinaryIO | None = None
+) -> LogOutput:
+    """Set up logging for the process: structlog's, and through it what libraries log by the standard module."""
+    output = LogOutput(stream or sys.stderr.buffer)
+    colors = layout == "console" and output._stream.isatty()
+    render = _json_line if layout == "json" else _ConsoleLine(colors=colors)
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: output,
+        cache_logger_on_first_use=False,  # a later `configure` (reload, tests) must reach loggers already in use
+    )
+    logging.basicConfig(handlers=[_FromLibraries()], level=max(logging.WARNING, _number(level)), force=True)
+    return output
+
+
+class _FromLibraries(logging.Handler):
+    """asyncio, aiohttp and aioquic log through the standard library; their lines get our shape."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log, message = structlog.get_logger(), record.getMessage()
+        if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+            # aiohttp traces every request line that is not HTTP; it has answered it, and nothing is wrong here.
+            log.debug("bad_http_request", message=message, detail=str(record.exc_info[1]))
+        else:
+            log.log(record.levelno, "library_message", logger=record.name, message=message, exc_info=record.exc_info)
+
+
+def _number(level: str) -> int:
+    return logging.getLevelNamesMapping()[level.upper()]
+
+
+def _stamped(method: str, event: Mapping[str, Any]) -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    stamped = {"timestamp": f"{now[:26]}Z", "level": _LEVELS.get(method, method), "event": event["event"]}
+    stamped.update(event)
+    return stamped
+
+
+def _json_line(_: object, method: str, event: Mapping[str, Any]) -> bytes:
+    stamped = _stamped(method, event)
+    try:
+        line = _encode(stamped)
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can escape and UTF-8 cannot carry
+        line = json.dumps(stamped, default=ascii, separators=(",", ":")).encode()
+    if line.isascii() and b"\x7f" not in line:  # the encoder has escaped the other controls
+        return line
+    # Outside its strings a JSON text has no such character, so an escape can stand wherever one is found.
+    return "".join(each if each.isprintable() else _json_escape(each) for each in line.decode()).encode()
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))
+
+
+class _ConsoleLine:
+    """key=value pairs without those that have no value; text with spaces or odd characters is quoted."""
+
+    def __init__(self, *, colors: bool) -> None:
+        self._colors = _COLORS if colors else {}
+
+    def __call__(self, _: object, method: str, event: Mapping[str, Any]) -> bytes:
+        stamped = _stamped(method, event)
+        timestamp, level, name = stamped.pop("timestamp"), stamped.pop("level"), stamped.pop("event")
+        color = self._colors.get(level)
+        shown = f"{color}{level:8}{_PLAIN}" if color else f"{level:8}"
+        below = [_printable(stamped.pop(key)) for key in _MULTILINE if stamped.get(key)]
+        pairs = [f"{key}={_value(value)}" for key, value in stamped.items() if value is not None]
+        return "\n".join([" ".join([timestamp, shown, _value(name), *pairs]), *below]).encode()
+
+
+def _value(value: object) -> str:
+    if not isinstance(value, str):
+        return ascii(value)
+    bare = value.isprintable() and not any(each in value for each in " ='\"")
+    return value if bare else ascii(value)
+
+
+def _printable(text: str) -> str:
+    return "\n".join(line if line.isprintable() else ascii(line) for line in text.split("\n"))

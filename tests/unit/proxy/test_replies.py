@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from inferlane.messages import Reply, Timing
+from proxy.replies import document, summary, table
+
+
+@pytest.fixture
+def reply():
+    return Reply(
+        model="magika",
+        version="3",
+        outputs={
+            "label": np.array([[0.123456789, np.nan]], dtype=np.float32),
+            "text": np.array([b"x" * 40], dtype=object),
+        },
+        timing=Timing(queue=0.0015, total=0.01),
+        request_id="00ff",
+        served_class="batch",
+        dscp_seen=10,
+        endpoint=None,
+    )
+
+
+def test_the_summary_tells_what_is_known_and_no_more(reply):
+    assert summary(reply).splitlines() == [
+        "model magika 3  class batch  DSCP seen AF11  request 00ff",
+        "ms: queue 1.500  total 10.000",
+    ]
+    assert summary(replace(reply, version="", dscp_seen=None)).startswith("model magika  class batch  request")
+
+
+def text_of(reply, files):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table(reply, files))
+    return console.file.getvalue()
+
+
+def test_the_table_has_a_row_for_each_output(reply):
+    text = text_of(reply, {})
+
+    assert "label" in text and "FP32" in text and "[1, 2]" in text and "0.123457 nan" in text
+    assert "BYTES" in text and f"'{'x' * 23}..." in text
+    assert "label.npy" not in text
+
+
+def test_files_are_named_where_some_were_written(reply):
+    assert "out/label.npy" in text_of(reply, {"label": Path("out/label.npy"), "text": Path("out/text.npy")})
+
+
+def test_the_document_says_the_same(reply):
+    found = document(reply, {"label": Path("label.npy"), "text": Path("text.npy")})
+
+    assert found["class"] == "batch"
+    assert found["timing_ms"] == {"network": None, "queue": 1.5, "backend": None, "compute": None, "total": 10.0}
+    assert found["outputs"][1] == {
+        "name": "text",
+        "datatype": "BYTES",
+        "shape": [1],
+        "first_values": ["x" * 40],
+        "file": "text.npy",
+    }
+    assert document(reply, {})["outputs"][0]["file"] is None
