@@ -64,7 +64,7 @@ class DatagramExchanges:
             case Send(datagrams):
                 self.send(datagrams, peer)
             case Message() as message:
-                self._begin(message, client, dscp, Timeline(now, rtt_s=rtt_s))
+                self._begin(message, client, dscp, Timeline(message.began, rtt_s=rtt_s))
             case Cancelled(key):
                 self._exchanges.cancel(key)
             case Dropped(reason):

@@ -44,6 +44,8 @@ class Message:
     key: Key
     header: Header
     body: bytes
+    began: float
+    """When its first fragment came: from then on its remaining time runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ Outcome = Send | Message | Cancelled | Dropped
 class _Exchange:
     """One request between its first fragment and the end of its kept reply."""
 
+    began: float
     first: Header
     reassembly: Reassembly | None
     size: int
@@ -156,12 +159,12 @@ class InferenceServer:
             return Dropped("reassembly_full")
         try:
             reassembly = Reassembly(header)
-        except WireError:
-            return Dropped("malformed")
+        except WireError as error:
+            return Dropped(f"malformed_{error.rule}")
         # Until when the client may repeat it; one that names no deadline may repeat for long.
         remaining_s = header.remaining_us / 1e6 or LONGEST_KEPT_S
         kept_s = min(max(remaining_s, SHORTEST_KEPT_S), LONGEST_KEPT_S)
-        exchange = _Exchange(header, reassembly, header.total_length)
+        exchange = _Exchange(now, header, reassembly, header.total_length)
         self._exchanges[key] = exchange
         self._expiry.set(key, now + kept_s)
         self._unanswered[key[0]] = unanswered + 1
@@ -178,13 +181,12 @@ class InferenceServer:
         repeated = exchange.reassembly.bitmap >> header.index & 1
         try:
             body = exchange.reassembly.add(header, payload)
-        except WireError:
-            self._remove(key)
-            return Dropped("malformed")
+        except WireError as error:
+            return Dropped(f"malformed_{error.rule}")  # one bad fragment must not cost the good ones
         if body is not None:
             exchange.reassembly = None
             self._reassembly_bytes -= exchange.size
-            return Message(key, exchange.first, body)
+            return Message(key, exchange.first, body, exchange.began)
         if repeated or header.index == header.count - 1:
             return Send([_ack(header.request_id, exchange.reassembly.bitmap)])
         return Send([])

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` lists what there is. PYTHON=python3.12 picks the interpreter that makes the environment.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+MODEL  := models/magika/model.onnx
+
+.DEFAULT_GOAL := help
+.PHONY: help setup model demo test check lint format schema bench-h3 bench-datagram clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make the environment in .venv and install both distributions into it
+
+# Once per change of a pyproject.toml: the stamp is written only after a successful install.
+$(STAMP): pyproject.toml sdk/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed, and $(PYTHON) is not: try make PYTHON=python3.12'; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo 'installing into $(VENV), 1.1 GB with all tools: a minute or two'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ./sdk -e '.[dev]'
+	@touch $@
+
+model: $(MODEL)  ## fetch the demo model into models/magika/
+
+$(MODEL): | $(STAMP)
+	$(BIN)/python -m proxy.demo_model
+
+demo: $(STAMP)  ## real files through all four transports of a gateway in this terminal, as a table
+	$(BIN)/inferlane demo
+
+test: $(STAMP)  ## all tests
+	@test -f $(MODEL) || $(MAKE) --no-print-directory model || echo 'without the demo model its tests are skipped'
+	$(BIN)/pytest
+
+lint: $(STAMP)  ## style, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test  ## what CI runs: lint, then all tests
+
+format: $(STAMP)  ## put all sources into the one format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+schema: $(STAMP)  ## write proxy/inferlane.schema.json anew from the settings
+	$(BIN)/python -m proxy.schema
+
+bench-h3: $(STAMP)  ## CPU per HTTP/3 request, beside Envoy in the same run (needs Debian's nginx)
+	$(BIN)/python -m benchmarks.h3
+
+bench-datagram: $(STAMP)  ## what the gateway adds to one inference datagram
+	$(BIN)/python -m benchmarks.datagram
+
+clean:  ## remove the environment and what was built or fetched
+	rm -rf $(VENV) build dist models benchmarks/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
