@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Protocol, Self
 
 from backends.body import Body
 from qos.timeline import Timeline
 from qos.traffic_class import TrafficClass
 
-__all__ = ["Fields", "Reply", "Request"]
+__all__ = ["Fields", "Pieces", "Reply", "Request"]
 
 Fields = tuple[tuple[bytes, bytes], ...]
 """HTTP header fields: lower-case names, clean values (proxy/protocols/fields.py)."""
@@ -38,12 +38,24 @@ class Request:
     """The DSCP the request arrived with."""
 
 
+class Pieces(Protocol):
+    """A body as its backend sends it. Whoever got it closes it, read to its end or not."""
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> bytes: ...
+
+    async def aclose(self) -> None:
+        """Let go of what is behind it; a backend still sending is cut off."""
+        ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Reply:
     """One answer, as it goes back through any door."""
 
     status: int = 200
-    body: bytes | AsyncIterator[bytes]
+    body: bytes | Pieces
     """Whole, or in pieces as the backend sends them; a piecewise body raises Refused where it breaks off."""
     json_length: int | None = None
     fields: Fields = field(default=())

@@ -150,7 +150,7 @@ _LATER_KINDS = ("openai", "udp")
 
 
 def _with_one_kind(value: Any) -> Any:
-    """What is wrong with an endpoint that has none or two of the keys that name kinds."""
+    """Refuse an endpoint that has none or two of the keys that name kinds."""
     if not isinstance(value, dict):
         return value
     kinds = [key for key in value if key in _KINDS]

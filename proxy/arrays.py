@@ -13,9 +13,8 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ArrayError", "first_values", "read_inputs", "write_outputs"]
+__all__ = ["ArrayError", "read_inputs", "write_outputs"]
 
-_SHOWN = 8
 # numpy parses a file's header as Python source.
 _UNREADABLE = (ValueError, EOFError, OverflowError, TypeError, SyntaxError, tokenize.TokenError)
 
@@ -74,9 +73,3 @@ def _without_objects(name: str, array: NDArray[Any]) -> NDArray[Any]:
     if any(item.endswith(b"\0") for item in array.flat):
         raise ArrayError(f"output {name}: numpy's dtype S cannot hold bytes that end with NUL; ask for it with --json")
     return array.astype(np.bytes_)
-
-
-def first_values(array: NDArray[Any]) -> list[bool | int | float | str]:
-    """The first few elements as plain Python values, bytes as text."""
-    values = array.flat[:_SHOWN].tolist()
-    return [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in values]

@@ -168,16 +168,30 @@ def serve(
     http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where HTTP/1.1 answers.")] = "127.0.0.1:8000",
     udp: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where datagrams answer.")] = "127.0.0.1:4434",
     socket: Annotated[Path | None, typer.Option(metavar="PATH", help="A Unix socket for HTTP/1.1, too.")] = None,
+    provider: Annotated[list[str] | None, typer.Option(help="cpu, cuda or tensorrt, in order; default: cpu.")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Most rows run as one.")] = 1,
+    max_wait: Annotated[str, typer.Option(metavar="TIME", help="How long a row waits for others.")] = "0ms",
 ) -> None:
     """Serve ONNX models on this machine: makes it a backend."""
     import uvloop
 
     from backends.errors import BackendError
-    from proxy import serve as served
+    from backends.settings import BatchSettings
+    from proxy.serve import run as serve_models
     from proxy.settings import Bind
+    from qos.units import parse_duration
 
     with _expecting(BackendError, OSError, ValueError, code=MISUSED):
-        uvloop.run(served.run(models, http=Bind.parse(http), udp=Bind.parse(udp), socket=socket))
+        parse_duration(max_wait)  # the settings' own complaint has more lines than one
+        serving = serve_models(
+            models,
+            http=Bind.parse(http),
+            udp=Bind.parse(udp),
+            socket=socket,
+            providers=tuple(provider or ("cpu",)),
+            batch=BatchSettings.model_validate({"max_size": max_batch, "max_wait": max_wait}),
+        )
+        uvloop.run(serving)
 
 
 @app.command()

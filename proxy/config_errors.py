@@ -115,15 +115,16 @@ def _fault(detail: ErrorDetails, path: Path) -> Fault:
         return Fault(path, "has no value; write one or remove the key")
     if kind == "value_error":
         return Fault(path, str(context["error"]))
-    return Fault(path, _MESSAGES[kind].format(value=shown(detail["input"]), **context))
+    template = _MESSAGES.get(kind)
+    return Fault(path, template.format(value=shown(detail["input"]), **context) if template else detail["msg"])
 
 
 _MESSAGES = {
     "bool_type": "{value} is not a truth value; write true or false, without quotes",
     "int_type": "{value} is not a whole number; write it in digits alone, without quotes",
     "string_type": "{value} is not text; put it in quotes if it is meant as text",
-    "tuple_type": "{value} is not a list; write [{value}] or begin each item with -",
-    "frozen_set_type": "{value} is not a list; write [{value}] or begin each item with -",
+    "tuple_type": "{value} is not a list; write [ITEM, ITEM] or begin each item with -",
+    "frozen_set_type": "{value} is not a list; write [ITEM, ITEM] or begin each item with -",
     "model_type": "{value} is not a mapping; write key: value pairs",
     "too_short": "an empty list; at least one item is needed",
     "greater_than_equal": "{value} is too little; at least {ge}",

@@ -99,7 +99,7 @@ class Pipeline:
         if arrival.operation is Operation.INFER:
             return await self._infer(arrival, answered, responder)
         reply = await self._describe(arrival, answered)
-        await responder.reply(reply, answered)
+        await _send(reply, responder, answered)
         return reply
 
     async def _infer(self, arrival: Arrival, answered: Answered, responder: Responder) -> Reply:
@@ -115,7 +115,7 @@ class Pipeline:
         try:
             reply = await self._forward(endpoint, request)
             # The place is held until the last byte is out: a piecewise reply still occupies its backend.
-            await responder.reply(reply, answered)
+            await _send(reply, responder, answered)
         finally:
             gate.leave(endpoint)
         return reply
@@ -150,6 +150,14 @@ class Pipeline:
             raise Refused(Reason.UNKNOWN_MODEL, f"no pool serves model {arrival.model!r}; see `pools` in the config")
         answered.pool = pool.name
         return pool
+
+
+async def _send(reply: Reply, responder: Responder, answered: Answered) -> None:
+    try:
+        await responder.reply(reply, answered)
+    finally:
+        if not isinstance(reply.body, bytes):
+            await reply.body.aclose()
 
 
 def _request(arrival: Arrival, answered: Answered) -> Request:

@@ -2,9 +2,9 @@
 """YAML 1.2 text -> a tree of plain values that knows the line and column of each. Bounded, whatever the text.
 
 ruamel.yaml reads the text; the tree is built here from its events, because the place of an unknown key or of a value
-behind an alias must be known after it, and because a few lines of YAML can stand for billions of values. Of its loaders
-it is `safe` and not `rt`: keeping comments, which nobody needs here, `rt` fails on some (AssertionError, found by fuzzing
-ruamel.yaml 0.19.1: `# a\n| # b\n c\n`).
+behind an alias must be known after it, and because a few lines of YAML can stand for billions of values. Its `safe`
+loader and not its `rt`, which keeps comments that nobody needs here and fails on some of them: AssertionError on
+`# a\n| # b\n c\n`, found by fuzzing ruamel.yaml 0.19.1.
 """
 
 from __future__ import annotations

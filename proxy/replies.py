@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from rich.table import Table
 
 from inferlane.messages import Reply
 from inferlane.tensors import datatype_of
-from proxy.arrays import first_values
 from qos.dscp import dscp_name
 
 __all__ = ["document", "summary", "table"]
 
 _STAGES = ("network", "queue", "backend", "compute", "total")
+_VALUES = 8
 _LONGEST_VALUE = 24
 
 
@@ -46,7 +47,7 @@ def table(reply: Reply, files: Mapping[str, Path]) -> Table:
     if files:
         result.add_column("file")
     for name, array in reply.outputs.items():
-        shown = " ".join(_short(value) for value in first_values(array))
+        shown = " ".join(_short(value) for value in _first_values(array))
         row = [name, datatype_of(array), str(list(array.shape)), shown]
         result.add_row(*row, *([str(files[name])] if files else []))
     return result
@@ -68,12 +69,18 @@ def document(reply: Reply, files: Mapping[str, Path]) -> dict[str, Any]:
                 "name": name,
                 "datatype": datatype_of(array),
                 "shape": list(array.shape),
-                "first_values": first_values(array),
+                "first_values": _first_values(array),
                 "file": str(files[name]) if files else None,
             }
             for name, array in reply.outputs.items()
         ],
     }
+
+
+def _first_values(array: NDArray[Any]) -> list[bool | int | float | str]:
+    """As plain Python values, bytes as text."""
+    values = array.flat[:_VALUES].tolist()
+    return [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in values]
 
 
 def _short(value: bool | int | float | str) -> str:

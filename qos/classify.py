@@ -179,26 +179,17 @@ def _by_hint(facts: Facts, door: _Door) -> Verdict:
 
 def _door(classes: ClassTable, rules: Sequence[Rule], listener: str, ceiling: TrafficClass, trust: int) -> _Door:
     believes_class, believes_dscp = bool(trust & _BELIEVES_CLASS), bool(trust & _BELIEVES_DSCP)
+    verdict = partial(_verdict, ceiling, listener, believes_class)
     ranks = tuple(classes)
-
-    def verdict(wanted: TrafficClass, why: str, rule: int | None = None) -> Verdict:
-        if wanted.rank >= ceiling.rank:
-            return Verdict(wanted, why, believes_class, rule)
-        held = f"{why}; held at {ceiling.name}, the max_class of listener {listener}"
-        return Verdict(ceiling, held, believes_class, rule)
-
     prepared = [
         _PreparedRule(
-            _matcher(rule.path),
-            _matcher(rule.model),
-            rule.dscp,
-            verdict(rule.traffic_class, f"rules[{place}]: {rule}", place),
+            _matcher(rule.path), _matcher(rule.model), rule.dscp, verdict(rule.traffic_class, str(rule), place)
         )
         for place, rule in enumerate(rules)
         if rule.listener in (None, listener) and (rule.dscp is None or believes_dscp)
     ]
-    asked = {each.name: verdict(each, "a trusted client asked for it") for each in ranks}
-    urgencies = [
+    named = {each.name: verdict(each, "a trusted client asked for it") for each in ranks}
+    urgent = [
         verdict(ranks[rank], f"a trusted client's urgency {urgency}")
         for urgency, rank in enumerate(urgency_ranks(classes.default.rank, len(ranks)))
     ]
@@ -206,12 +197,22 @@ def _door(classes: ClassTable, rules: Sequence[Rule], listener: str, ceiling: Tr
     marked = {each.dscp: verdict(each, f"inbound DSCP {dscp_name(each.dscp)}, trusted") for each in reversed(ranks)}
     return _Door(
         rules=tuple(prepared),
-        by_name=asked if believes_class else {},
-        by_urgency=tuple(urgencies) if believes_class else (),
+        by_name=named if believes_class else {},
+        by_urgency=tuple(urgent) if believes_class else (),
         by_dscp=marked if believes_dscp else {},
         default=verdict(classes.default, "default class"),
         unheeded=verdict(classes.default, "default class; what the client asked for is not trusted"),
     )
+
+
+def _verdict(
+    ceiling: TrafficClass, listener: str, trusted: bool, wanted: TrafficClass, why: str, rule: int | None = None
+) -> Verdict:
+    if rule is not None:
+        why = f"rules[{rule}]: {why}"
+    if wanted.rank >= ceiling.rank:
+        return Verdict(wanted, why, trusted, rule)
+    return Verdict(ceiling, f"{why}; held at {ceiling.name}, the max_class of listener {listener}", trusted, rule)
 
 
 def _matcher(pattern: str | None) -> Callable[[str], object] | None:

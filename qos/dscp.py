@@ -23,7 +23,8 @@ def parse_dscp(text: str) -> int:
     """A code point's name (`EF`, `AF21`) -> its value, 0..63. ValueError names what is allowed."""
     value = CODE_POINTS.get(text.upper())
     if value is None:
-        raise ValueError(f"{text!r} is not a DSCP; allowed: {', '.join(CODE_POINTS)}")
+        allowed = ", ".join(name for name, point in CODE_POINTS.items() if point not in _RESERVED)
+        raise ValueError(f"{text!r} is not a DSCP; allowed: {allowed}")
     if value in _RESERVED:
         raise ValueError(f"{text.upper()} is network control (RFC 4594 section 3) and not for inference traffic")
     return value

@@ -55,6 +55,7 @@ class ClassSettings(Settings):
     later: ClassVar = ("link", "hedge", "sheddable", "stream")
 
     name: Name
+    """For rules, headers, logs and metrics."""
     dscp: Dscp
     """The mark on this class's packets."""
     deadline: Annotated[Duration, AfterValidator(_deadline)]

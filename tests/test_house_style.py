@@ -47,6 +47,10 @@ VAGUE |= {"info", "tmp"}
 # Modules without a unit test, and why.
 SHELLS = {
     "proxy/__main__.py": "one call",
+    "backends/backend.py": "a protocol without code",
+    "backends/errors.py": "one exception without code",
+    "backends/messages.py": "words without code",
+    "proxy/arrival.py": "words without code",
 }
 
 

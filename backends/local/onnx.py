@@ -34,7 +34,7 @@ __all__ = ["OnnxBackend"]
 log = structlog.get_logger(__name__)
 
 _SILENT = 4  # FATAL: everything less comes to us as an exception, or is seen in get_providers()
-_MAX_JSON = 16 * 2**20  # parsing holds the interpreter's lock, at 25 to 70 MB/s (numbers of 2 to 11 characters)
+_MAX_JSON = 16 * 2**20  # parsing holds the interpreter's lock, at 18 to 60 MB/s (numbers of 2 to 11 characters)
 _INLINE = 16 * 2**10  # bytes that cost the event loop less to parse or write than a thread's wake-up
 _DETAIL = 300  # characters of ONNX Runtime's own words that a client gets
 

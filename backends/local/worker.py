@@ -133,14 +133,10 @@ class _Slot:
                 batch.execute()
                 del batch  # an idle thread keeps no tensors
                 self._loop.call_soon_threadsafe(self._finished, self)
-            self._loop.call_soon_threadsafe(self._mark_stopped)
+            self._loop.call_soon_threadsafe(self.stopped.set_result, None)
         except RuntimeError:
             # The loop was closed without close(): nobody is left to hand anything to.
             log.warning("model_thread_outlived_loop", thread=threading.current_thread().name)
-
-    def _mark_stopped(self) -> None:
-        if not self.stopped.done():
-            self.stopped.set_result(None)
 
 
 class Worker:

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import Callable, Hashable
 
 from backends.body import Body
-from backends.messages import Reply
+from backends.messages import Pieces, Reply
 from inferlane.errors import Reason, Refused
 from inferlane.wire import MAX_DATAGRAM, MAX_FRAGMENTS
 from proxy.arrival import Answered, Walk
@@ -113,7 +113,7 @@ class _Responder:
         self._exchanges.send(self._server.refuse(self._key, header, document), self._key[0])
 
 
-async def _gather(pieces: AsyncIterator[bytes]) -> bytes:
+async def _gather(pieces: Pieces) -> bytes:
     """A piecewise body as a whole, as far as datagrams can carry one."""
     body = bytearray()
     async for piece in pieces:

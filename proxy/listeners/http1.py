@@ -34,6 +34,7 @@ WINDOW = 256 * 1024
 _KEEPALIVE_S = 75.0  # nginx's default; aiohttp's own hour keeps dead clients
 _INDEX_PATH = "/v2/repository/index"
 _NOWHERE = Target(Operation.LIVE)
+_CUT_OFF_S = 0.05  # aiohttp takes 0 for "as long as it takes"
 _LINGER_S = 2.0  # for a client that is still sending to read that it was refused (RFC 9112 section 9.6)
 # RFC 9110 section 7.6.1; fields.py knows the rest of what stays on this hop.
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"te"})
@@ -54,6 +55,7 @@ class Http1Door:
         self._clock = clock
         self._models = models
         self._draining = False
+        self._in_flight = 0
         self._servers: list[asyncio.Server] = []
         self._http = web.Server(
             self._serve,
@@ -65,7 +67,7 @@ class Http1Door:
         )
 
     def __repr__(self) -> str:
-        return f"<Http1Door {self._listener}: {len(self._http.connections)} connections>"
+        return f"<Http1Door {self._listener}: {len(self._http.connections)} connections, {self._in_flight} in flight>"
 
     async def start(self, sock: socket.socket) -> None:
         """Serve a bound socket, which is this door's from now on."""
@@ -80,14 +82,26 @@ class Http1Door:
             server.close()
         self._http.pre_shutdown()
 
-    async def close(self, grace_s: float) -> None:
-        """Drain, wait that long for what is in flight, and cut off the rest."""
+    async def close(self) -> None:
+        """Hang up on everybody, in the middle of a request too."""
         self.drain()
-        await self._http.shutdown(grace_s)
+        await self._http.shutdown(_CUT_OFF_S)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is in flight."""
+        return self._in_flight == 0
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._models is not None and request.path == _INDEX_PATH:
             return _index(request.method, self._models())
+        self._in_flight += 1
+        try:
+            return await self._exchange(request)
+        finally:
+            self._in_flight -= 1
+
+    async def _exchange(self, request: web.BaseRequest) -> web.StreamResponse:
         arrival, feed = self._arrival(request)
         responder = Http1Responder(request, last=lambda: self._draining)
         if feed is None:

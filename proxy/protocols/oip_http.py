@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import unquote
 
 from backends.messages import Fields
@@ -54,6 +55,7 @@ class Head:
     json_length: int | None = None
 
 
+@lru_cache(maxsize=1024)  # clients ask for few paths, many times; refusals are not kept
 def target(method: bytes, path: bytes) -> Target:
     """A clean method and path -> the operation. Raises Refused NOT_FOUND or METHOD_NOT_ALLOWED."""
     text = path.decode("ascii").split("?", 1)[0]

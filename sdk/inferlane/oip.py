@@ -11,6 +11,7 @@ dataclass of five fields takes 0.9 us to make where a struct takes 0.1 us (CPyth
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -49,6 +50,10 @@ _NOTHING_BINARY = (
     "binary_data_size is given, but nothing follows the JSON; "
     "is the JSON's length (Inference-Header-Content-Length) missing?"
 )
+# What Python, among others, writes into JSON though JSON does not have it, and where msgspec says that it stumbled.
+_NO_NUMBER = re.compile(rb"-?(?:NaN|Infinity)")
+_AT_BYTE = re.compile(r"\(byte (\d+)\)")
+_NAME = re.compile(rb'"name"\s*:\s*"([^"\\]*)"')
 # Triton's extensions that change the answer: to ignore them would be a wrong one.
 _UNSUPPORTED = ("classification", "shared_memory_region")
 
@@ -194,7 +199,30 @@ def _decode_head(decoder: msgspec.json.Decoder[_Head], body: bytes, json_length:
     except UnicodeDecodeError:
         raise OipError("the JSON holds a string that is not UTF-8") from None
     except msgspec.MsgspecError as error:
-        raise OipError(f"the JSON does not fit the Open Inference Protocol: {error}") from None
+        raise _unfit(body, str(error)) from None
+
+
+def _unfit(body: bytes, complaint: str) -> OipError:
+    """What is wrong with the JSON. NaN and infinity with their tensor and a remedy: they are most people's first."""
+    at = _AT_BYTE.search(complaint)
+    place = int(at[1]) if at else 0
+    found = _NO_NUMBER.match(body, max(0, place - 1)) or _NO_NUMBER.match(body, place)
+    if found is None:
+        return OipError(f"the JSON does not fit the Open Inference Protocol: {complaint}")
+    value, name = found[0].decode(), _named_before(body, found.start())
+    detail = (
+        f"{value} at byte {found.start()}: the JSON is malformed, for it has neither NaN nor infinity "
+        "(RFC 8259 section 6); send the tensor as binary data (parameters.binary_data_size)"
+    )
+    return OipError(f"tensor {name[:80]!r}: {detail}" if name else detail, tensor=name)
+
+
+def _named_before(body: bytes, end: int) -> str:
+    """The name of the tensor whose data `end` lies in; "" where that cannot be told without reading the JSON."""
+    begin = max(body.rfind(b'"name"', 0, end), 0)
+    name = _NAME.match(body, begin, end)
+    inside = name is not None and body.find(b"{", begin, end) < 0 and body.find(b"}", begin, end) < 0
+    return name[1].decode(errors="replace") if name and inside else ""
 
 
 def _decode_tensors(kind: str, heads: Sequence[_TensorHead], body: bytes, start: int) -> dict[str, Tensor]:

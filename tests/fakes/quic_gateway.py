@@ -67,6 +67,7 @@ class FakeConnection(QuicConnectionProtocol):
         self.quic = quic
         self.http: H3Connection | None = None
         self.gateway = gateway
+        self.mute = False
         self.streams: dict[int, Asked] = {}
         gateway.connections.append(self)
 
@@ -92,6 +93,14 @@ class FakeConnection(QuicConnectionProtocol):
             else:
                 self.gateway.answer(Asked(self, -1, header=header, body=event.data[start:]))
 
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        if not self.mute:
+            super().datagram_received(data, addr)
+
+    def transmit(self) -> None:
+        if not self.mute:
+            super().transmit()
+
     def _on_http(self, event: object) -> None:
         if isinstance(event, HeadersReceived):
             self.streams[event.stream_id] = Asked(self, event.stream_id, dict(event.headers))
@@ -111,6 +120,12 @@ class FakeGateway:
         self.given_up: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
         """Stream (or request id) and code of what clients cancelled."""
         self.port = 0
+
+    def forget_connections(self) -> None:
+        """Without a word, as a restart does."""
+        for each in self.connections:
+            each.mute = True
+        self.connections.clear()
 
     def close_connections(self, code: int, why: str) -> None:
         for each in self.connections:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 
 from backends.body import Body
@@ -91,10 +91,10 @@ async def never(arrival: Arrival) -> Reply:
     raise AssertionError(arrival)
 
 
-def pieces(*chunks: bytes, error: Refused | None = None) -> AsyncIterator[bytes]:
+def pieces(*chunks: bytes, error: Refused | None = None) -> AsyncGenerator[bytes, None]:
     """A piecewise body that may break off."""
 
-    async def body() -> AsyncIterator[bytes]:
+    async def body() -> AsyncGenerator[bytes, None]:
         for chunk in chunks:
             yield chunk
         if error is not None:

@@ -17,7 +17,9 @@ from inferlane.transports.native import read_reply, request_header
 from inferlane.transports.peer import Answer, settle
 from inferlane.transports.sockets import Address
 
-__all__ = ["Stream"]
+__all__ = ["CANCELLED", "Stream"]
+
+CANCELLED = 0x2  # docs/wire.md, "QUIC streams"
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Stream:
         self._link.close(0, "the client was closed")
 
     def _abandon(self, stream_id: int) -> None:
-        self._link.abandon(stream_id, Reason.CANCELLED.code)
+        self._link.abandon(stream_id, CANCELLED)
 
     def _on_event(self, event: QuicEvent) -> None:
         if isinstance(event, StreamDataReceived):
@@ -80,7 +82,7 @@ class Stream:
         elif isinstance(event, StreamReset):
             exchange = self._exchanges.pop(event.stream_id, None)
             if exchange is not None:
-                settle(exchange.answer, _reset(event.error_code))
+                settle(exchange.answer, ConnectionFailed(f"the gateway broke the reply off (0x{event.error_code:x})"))
 
     def _take(self, exchange: _Exchange, event: StreamDataReceived) -> None:
         exchange.pieces.append(event.data)
@@ -105,9 +107,3 @@ def _read(message: bytes, waited_s: float) -> EncodedReply | Exception:
         return ConnectionFailed(f"what the peer sent is no inference message: {error}")
     except Refused as refusal:
         return refusal
-
-
-def _reset(error_code: int) -> Exception:
-    if error_code == Reason.DRAINING.code:
-        return Refused(Reason.DRAINING, "the gateway takes no more requests on this connection")
-    return ConnectionFailed(f"the gateway broke the reply off (0x{error_code:x})")

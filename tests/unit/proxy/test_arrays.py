@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.arrays import ArrayError, first_values, read_inputs, write_outputs
+from proxy.arrays import ArrayError, read_inputs, write_outputs
 
 
 @pytest.mark.parametrize(
@@ -116,17 +116,3 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path):
 
     with pytest.raises(ArrayError, match="File exists"):
         write_outputs({"x": np.zeros(1)}, tmp_path / "file")
-
-
-@pytest.mark.parametrize(
-    ("array", "expected"),
-    [
-        (np.arange(100, dtype=np.uint8), list(range(8))),
-        (np.array([[True], [False]]), [True, False]),
-        (np.array([b"ok", b"\xff"], dtype=object), ["ok", "\\xff"]),
-        (np.zeros(0), []),
-        (np.array(1.5), [1.5]),
-    ],
-)
-def test_the_first_values_are_plain(array, expected):
-    assert first_values(array) == expected

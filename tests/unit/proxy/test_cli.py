@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +23,7 @@ version: 1
 listeners: [{name: main, bind: ["127.0.0.1:0"], accept: [udp], max_class: realtime}]
 pools: [{name: magika, model: magika, endpoints: [{oip: "http://127.0.0.1:9"}]}]
 trust: {class_from: [127.0.0.0/8]}
+admin: {bind: "127.0.0.1:0"}
 """
 
 
@@ -151,6 +154,48 @@ def test_a_missing_config_is_one_line(capsys, tmp_path):
     assert capsys.readouterr().err == f"{tmp_path}/none.yaml:1:1: cannot be read: No such file or directory\n"
 
 
+def test_a_gateway_runs_until_it_is_told_to_drain(conf):
+    command = [sys.executable, "-m", "proxy", "run", str(conf)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        while "admin_listening" not in running.stdout.readline():
+            assert running.poll() is None
+        running.send_signal(signal.SIGTERM)
+        rest = running.stdout.read()
+
+    assert running.returncode == 0
+    assert "drained" in rest
+
+
+def test_a_taken_port_is_one_line(conf):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        conf.write_text(CONFIG.replace("127.0.0.1:0", f"127.0.0.1:{port}", 1))
+
+        done = python_m_proxy("run", conf)
+
+    assert done.returncode == 2
+    assert str(port) in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("replaced", "complaint"),
+    [
+        (('{oip: "http://127.0.0.1:9"}', "{onnx: none.onnx}"), "none.onnx"),
+        (("accept: [udp]", "accept: [h3], tls: {cert: none.pem, key: none.key}"), "none.pem"),
+        (("accept: [udp]", "accept: [h3], tls: {cert: gateway.yaml, key: gateway.yaml}"), "gateway.yaml"),
+    ],
+)
+def test_what_a_gateway_cannot_start_with_is_one_line(conf, replaced, complaint):
+    conf.write_text(CONFIG.replace(*replaced))
+
+    done = python_m_proxy("run", conf)
+
+    assert done.returncode == 2
+    assert complaint in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_explain_tells_why(capsys, conf):
     assert main(["explain", str(conf), "--model", "magika", "--header", "Inferlane-Class: batch"]) == 0
     assert "batch (" in capsys.readouterr().out
@@ -164,6 +209,24 @@ def test_explain_tells_why(capsys, conf):
 def test_what_cannot_be_explained_is_one_line(capsys, conf, option):
     assert main(["explain", str(conf), *option]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["none"], "none: no such file or directory"),
+        ([__file__], "not a .onnx file"),
+        ([".", "--http", "localhost:1"], "is a name; write 127.0.0.1"),
+        ([".", "--udp", "127.0.0.1"], "127.0.0.1"),
+        ([".", "--max-wait", "5"], "has no unit"),
+        ([".", "--max-batch", "0"], "max-batch"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(arguments, complaint):
+    done = python_m_proxy("serve", *arguments)
+
+    assert done.returncode == 2
+    assert complaint in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_cert_makes_a_certificate_once(capsys, tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from backends.endpoint import Endpoint
 from backends.messages import Reply, Request
@@ -160,15 +161,16 @@ async def test_a_client_that_leaves_frees_the_place_and_is_counted() -> None:
     assert walk.counted("cancelled")
 
 
-async def test_a_fault_of_ours_is_an_answer_too(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_fault_of_ours_is_an_answer_too() -> None:
     async def bug(_: Request) -> Reply:
         raise ZeroDivisionError
 
     walk = Set(bug)
-    recorder = await walk.ask()
+    with capture_logs() as logged:
+        recorder = await walk.ask()
     assert [each.reason for each in recorder.refusals] == [Reason.INTERNAL]
     assert walk.endpoint.in_flight == 0
-    assert "walk_failed" in capsys.readouterr().out
+    assert "walk_failed" in [each["event"] for each in logged]
 
 
 async def test_draining_refuses_inference_and_readiness_says_so() -> None:

@@ -69,3 +69,19 @@ def test_the_document_says_the_same(reply):
         "file": "text.npy",
     }
     assert document(reply, {})["outputs"][0]["file"] is None
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.arange(100, dtype=np.uint8), list(range(8))),
+        (np.array([[True], [False]]), [True, False]),
+        (np.array([b"ok", b"\xff"], dtype=object), ["ok", "\\xff"]),
+        (np.zeros(0), []),
+        (np.array(1.5), [1.5]),
+    ],
+)
+def test_the_first_values_are_plain(reply, array, expected):
+    (output,) = document(replace(reply, outputs={"x": array}), {})["outputs"]
+
+    assert output["first_values"] == expected

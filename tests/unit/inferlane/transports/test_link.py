@@ -5,11 +5,12 @@ import asyncio
 import socket
 
 import pytest
+from aioquic.quic.events import PingAcknowledged
 
 from inferlane.errors import ConnectionFailed
 from inferlane.transports.link import QuicLink
 from inferlane.transports.quic import ALPN_H3, ALPN_NATIVE, Trust, client_configuration
-from inferlane.transports.sockets import Address, resolve
+from inferlane.transports.sockets import resolve
 from tests.fakes.quic_gateway import quic_gateway
 
 
@@ -96,6 +97,34 @@ async def test_a_gateway_that_closes_is_noticed_at_once(pair, link_to):
             await expected
 
 
+async def test_a_long_wait_is_kept_alive_by_pings(pair, link_to, monkeypatch):
+    monkeypatch.setattr("inferlane.transports.silence.QUIET_S", 0.0)
+    async with quic_gateway(lambda asked: None, pair) as gateway:
+        link = await link_to(gateway.port)
+        acknowledged = asyncio.Event()
+        link._on_event = lambda event: acknowledged.set() if isinstance(event, PingAcknowledged) else None
+        await link.connect()
+        link._check_peer()
+        assert not link.quic._ping_pending  # nobody waits, so nothing is kept alive
+        link.peer.expect(0)
+        link.peer.heard()
+        link._check_peer()
+
+        await acknowledged.wait()
+
+
+async def test_a_gateway_that_falls_silent_is_given_up(pair, link_to, monkeypatch):
+    monkeypatch.setattr("inferlane.transports.silence.LONGEST_S", 0.0)
+    async with quic_gateway(lambda asked: None, pair) as gateway:
+        link = await link_to(gateway.port)
+        await link.connect()
+        expected = link.peer.expect(0)
+        link._check_peer()
+
+        with pytest.raises(ConnectionFailed, match="did not answer any more"):
+            await expected
+
+
 async def test_noise_does_not_disturb_a_connection(pair, link_to):
     async with quic_gateway(lambda asked: None, pair) as gateway:
         link = await link_to(gateway.port)
@@ -104,7 +133,3 @@ async def test_noise_does_not_disturb_a_connection(pair, link_to):
             link._received([noise])
 
         assert link.peer.alive
-
-
-def test_an_address_is_a_value():
-    assert Address(socket.AF_INET, ("127.0.0.1", 1)) == Address(socket.AF_INET, ("127.0.0.1", 1))

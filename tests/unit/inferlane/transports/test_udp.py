@@ -104,6 +104,17 @@ async def test_a_gateway_that_goes_away_takes_its_requests_along(connected, ask)
     assert not transport.alive
 
 
+async def test_a_gateway_that_falls_silent_is_given_up(connected, ask, monkeypatch):
+    monkeypatch.setattr("inferlane.transports.silence.LONGEST_S", 0.01)
+    with udp_gateway(echo) as gateway:
+        transport = await connected(gateway)
+        gateway.silent = True
+
+        with pytest.raises(ConnectionFailed, match="did not answer any more"):
+            await transport.exchange(ask())
+    assert not transport.alive
+
+
 async def test_closing_fails_what_is_in_flight(connected, ask):
     asked = asyncio.Queue()
     with udp_gateway(asked.put_nowait) as gateway:

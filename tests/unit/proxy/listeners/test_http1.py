@@ -68,7 +68,7 @@ class Site:
 
     async def close(self) -> None:
         await self.session.close()
-        await self.door.close(grace_s=0.0)
+        await self.door.close()
 
 
 Sites = Callable[[Answer], "asyncio.Future[Site]"]
@@ -266,14 +266,16 @@ async def test_what_is_not_http_is_answered_and_leaves_no_trace(site, request_by
     assert site.walk.arrivals == []
 
 
-async def test_a_chunked_body_with_a_broken_frame_is_the_client_s_fault(site):
-    reader, writer = await site.dial()
+async def test_a_chunked_body_with_a_broken_frame_never_counts_as_whole(site):
+    _, writer = await site.dial()
     writer.write(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
     await until(lambda: site.walk.arrivals and site.walk.arrivals[0].body.received)
+    # aiohttp answers 400 only after the walk, which its deadline ends; here the client loses patience.
     writer.write(b"zz\r\n")
-    assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
     writer.close()
     await writer.wait_closed()
+    await until(lambda: site.walk.cancelled)
+    assert not site.walk.arrivals[0].body.complete
 
 
 async def test_head_gets_the_fields_without_the_body(site_with):
@@ -369,7 +371,7 @@ async def test_connections_are_kept_for_the_next_request(site):
         writer.write(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n%d" % n)
         await reader.readuntil(b"\r\n\r\n")
         assert await reader.readexactly(1) == b"%d" % n
-    assert repr(site.door) == "<Http1Door http: 1 connections>"
+    assert repr(site.door) == "<Http1Door http: 1 connections, 0 in flight>"
     writer.close()
     await writer.wait_closed()
 
@@ -396,7 +398,7 @@ async def test_a_unix_socket(tmp_path: Path):
     ):
         assert (reply.status, await reply.read()) == (200, b"{}")
     assert walk.arrivals[0].client == "127.0.0.1"
-    await door.close(grace_s=0.0)
+    await door.close()
 
 
 async def test_draining_finishes_what_is_in_flight_and_takes_nothing_new(site_with):
@@ -412,8 +414,10 @@ async def test_draining_finishes_what_is_in_flight_and_takes_nothing_new(site_wi
     site.door.drain()
     with pytest.raises(ConnectionError):
         await site.dial()
+    assert not site.door.idle
     going_on.set()
     reply, body = await asking
+    assert site.door.idle
     assert (reply.status, body) == (200, b"{}")
     assert reply.headers["Connection"] == "close"
 
@@ -422,7 +426,7 @@ async def test_closing_cuts_off_what_does_not_finish(site_with):
     site = await site_with(never)
     asking = asyncio.create_task(site.ask())
     await until(lambda: site.walk.arrivals)
-    await site.door.close(grace_s=0.01)
+    await site.door.close()
     with pytest.raises(aiohttp.ClientError):
         await asking
     await until(lambda: site.walk.cancelled)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
@@ -195,7 +195,7 @@ async def test_a_client_that_does_not_read_slows_its_own_reply(tmp_path: Path) -
     taken = 0
 
     async def endless(_: Arrival) -> Reply:
-        async def body() -> AsyncIterator[bytes]:
+        async def body() -> AsyncGenerator[bytes, None]:
             nonlocal taken
             while True:
                 taken += 64 * 1024

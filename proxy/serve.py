@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`inferlane serve`: ONNX models of this machine behind HTTP/1.1 and inference datagrams, for a gateway in front.
+
+It runs the gateway's own walk, with one pool a model. Whoever reaches it is believed: the class and the remaining time
+of a request were decided by the gateway that sent it, so neither is judged or capped again here. Bind it to loopback,
+a Unix socket or a network that only gateways are in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from ipaddress import ip_network
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from backends.build import build
+from backends.errors import BackendError
+from backends.settings import BatchSettings, OnnxSettings, PoolSettings
+from proxy.bind import bind_tcp, bind_unix
+from proxy.gate import Gate
+from proxy.listeners.door import Door, DoorPlan
+from proxy.listeners.http1 import Http1Door
+from proxy.listeners.quic import Alarms
+from proxy.pipeline import Pipeline
+from proxy.server import DRAIN_S, VERSION
+from proxy.settings import Bind
+from proxy.telemetry import logs
+from proxy.telemetry.finished import Telemetry
+from proxy.telemetry.metrics import Metrics
+from qos.classify import Policy
+from qos.settings import BUILT_IN_CLASSES, GateSettings, TrustSettings, class_table, policy
+
+__all__ = ["ModelServer", "find_models", "pools_of", "run"]
+
+MAX_BODY = 64 << 20
+LONGEST_S = 600.0
+"""For a request that says no time; one that came through a gateway says it."""
+_HTTP, _UDP = "http", "udp"
+_POLL_S = 0.02
+_ALONE = BatchSettings()
+_log = structlog.get_logger("inferlane.serve")
+
+
+def find_models(path: Path) -> dict[str, Path]:
+    """The models at a path by name: NAME/model.onnx, NAME/1/model.onnx or NAME.onnx in a directory, or one file.
+
+    Raises BackendError when there is none, or two have one name.
+    """
+    if not path.exists():
+        raise BackendError(f"{path}: no such file or directory")
+    found: dict[str, Path] = {}
+    for file in _files(path):
+        name = _name_of(file)
+        if name in found:
+            raise BackendError(f"two models have the name {name}: {found[name]} and {file}; rename one of them")
+        found[name] = file
+    if not found:
+        raise BackendError(f"{path}: no models; expected NAME/model.onnx, NAME/1/model.onnx or NAME.onnx there")
+    return found
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        if path.suffix != ".onnx":
+            raise BackendError(f"{path}: not a .onnx file")
+        yield path
+        return
+    for pattern in ("*.onnx", "*/model.onnx", "*/*/model.onnx"):
+        for file in sorted(path.glob(pattern)):
+            folders = file.relative_to(path).parts[:-1]
+            if any(folder.startswith(".") for folder in folders):
+                continue
+            if len(folders) == 2 and not folders[1].isdigit():
+                continue  # a directory of directories, not a model with versions
+            if len(folders) == 2 and folders[1] != "1":
+                raise BackendError(f"{file}: only version 1 of a model is served; give it a name of its own")
+            yield file
+
+
+def _name_of(file: Path) -> str:
+    """model.onnx is named after its directory, or the one above where that is a version's."""
+    if file.name != "model.onnx":
+        return file.stem
+    folder = file.absolute().parent
+    return folder.parent.name if folder.name.isdigit() else folder.name
+
+
+def pools_of(
+    models: Mapping[str, Path], *, providers: Sequence[str] = ("cpu",), batch: BatchSettings = _ALONE
+) -> list[PoolSettings]:
+    """One pool a model. Raises BackendError for what the settings do not allow."""
+    pools = []
+    for name, file in models.items():
+        try:
+            onnx = OnnxSettings.model_validate({"onnx": file, "providers": tuple(providers), "batch": batch})
+            pools.append(PoolSettings(name=name, model=(name,), endpoints=(onnx,)))
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            raise BackendError(f"{file}: {wrong['msg'].removeprefix('Value error, ')}") from None
+    return pools
+
+
+class ModelServer:
+    """Models, their gates and two doors. `start` opens all or nothing; `close` undoes it."""
+
+    def __init__(self, pools: Sequence[PoolSettings], *, http: Bind, udp: Bind, socket: Path | None = None) -> None:
+        self._clock = time.monotonic
+        self._http_bind, self._udp_bind, self._socket = http, udp, socket
+        self._routes = build(pools)
+        self.pipeline = Pipeline(
+            _trusting_policy(),
+            self._routes,
+            {pool.name: Gate(pool, clock=self._clock) for pool in self._routes.pools},
+            Telemetry(Metrics(version=VERSION)),
+            clock=self._clock,
+        )
+        self.http: tuple[str, int] = (http.host, http.port)
+        self.udp: tuple[str, int] = (udp.host, udp.port)
+        self._opened = AsyncExitStack()
+        self._doors: list[Door | Http1Door] = []
+
+    def __repr__(self) -> str:
+        return f"<ModelServer {[pool.name for pool in self._routes.pools]} {self.pipeline!r}>"
+
+    async def start(self) -> None:
+        """Load the models, then open the doors. Raises BackendError or OSError with one line for people."""
+        async with AsyncExitStack() as opening:
+            # Bound before the models load, which can take minutes: a taken port is told at once.
+            tcp = opening.enter_context(bind_tcp(*self.http))
+            unix = None
+            if self._socket is not None:
+                unix = opening.enter_context(bind_unix(self._socket))
+                opening.callback(self._socket.unlink, missing_ok=True)
+            for pool in self._routes.pools:
+                opening.push_async_callback(pool.close)
+                await pool.start()
+            alarms = Alarms(self._clock)
+            opening.callback(alarms.close)
+            datagrams = Door(_udp_plan(self._udp_bind), self.pipeline, alarms=alarms, clock=self._clock)
+            datagrams.start()
+            opening.callback(datagrams.close)
+            door = Http1Door(
+                self.pipeline, listener=_HTTP, max_body=MAX_BODY, clock=self._clock, models=self._readiness
+            )
+            opening.push_async_callback(door.close)
+            self.http, self.udp = tcp.getsockname()[:2], datagrams.bound[0]
+            for sock in filter(None, (tcp, unix)):
+                await door.start(sock)
+            self._doors = [datagrams, door]
+            self._opened = opening.pop_all()
+        _log.info("serving", models=[pool.name for pool in self._routes.pools], http=self.http, udp=self.udp)
+
+    async def drain(self, *, longest_s: float = DRAIN_S) -> None:
+        """Take nothing new and finish what is in flight; give up after `longest_s`."""
+        self.pipeline.draining = True
+        for door in self._doors:
+            door.drain()
+        until = self._clock() + longest_s
+        while not all(door.idle for door in self._doors) and self._clock() < until:  # noqa: ASYNC110  as server.py
+            await asyncio.sleep(_POLL_S)
+        _log.info("drained", unfinished=self.pipeline.in_flight)
+
+    async def close(self) -> None:
+        """Close the doors, then the models."""
+        await self._opened.aclose()
+
+    def _readiness(self) -> list[tuple[str, bool]]:
+        return [(pool.name, pool.ready) for pool in self._routes.pools]
+
+
+def _trusting_policy() -> Policy:
+    everybody = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+    # The names and ranks that a gateway's requests bring; the time they may take is the gateway's to say.
+    classes = class_table([each.model_copy(update=_UNCAPPED) for each in BUILT_IN_CLASSES])
+    highest = next(iter(classes)).name
+    return policy(classes, (), TrustSettings(class_from=everybody), {_HTTP: highest, _UDP: highest})
+
+
+_UNCAPPED = {"deadline": LONGEST_S, "gate": GateSettings()}
+
+
+def _udp_plan(bind: Bind) -> DoorPlan:
+    return DoorPlan(
+        name=_UDP,
+        addresses=[(bind.host, bind.port)],
+        accept=frozenset({"udp"}),
+        tls=None,
+        max_body=MAX_BODY,
+        cookie_secret=secrets.token_bytes(32),
+    )
+
+
+async def run(
+    models: Path,
+    *,
+    http: Bind,
+    udp: Bind,
+    socket: Path | None = None,
+    providers: Sequence[str] = ("cpu",),
+    batch: BatchSettings = _ALONE,
+) -> None:
+    """Serve until SIGTERM or SIGINT, finish, return. Raises BackendError or OSError with one line for people."""
+    logs.configure("console" if sys.stderr.isatty() else "json")
+    pools = pools_of(find_models(models), providers=providers, batch=batch)
+    server = ModelServer(pools, http=http, udp=udp, socket=socket)
+    await server.start()
+    # Only now: a signal while models load has nothing to finish, and may end the process as it always does.
+    stop = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    try:
+        await stop.wait()
+        await server.drain()
+    finally:
+        await server.close()

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An HTTP/3 client over a real socket that sends whatever fields and bytes a test writes, and keeps what comes back.
+
+aioquic carries the packets and reads the replies; field sections and frames go out as given, past its own checks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pylsqpack
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.buffer import Buffer, encode_uint_var
+from aioquic.h3.connection import FrameType, H3Connection, encode_frame
+from aioquic.h3.events import DataReceived, HeadersReceived
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.events import ConnectionTerminated, QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
+
+# Longer than anything here takes; a test that waits this long has failed.
+PATIENCE_S = 30.0
+_CONTROL = b"\x00"  # the stream type of RFC 9114 section 6.2.1
+
+Field = tuple[bytes, bytes]
+
+
+def section(path: bytes, *fields: Field, method: bytes = b"POST") -> list[Field]:
+    """A request's fields as a well-behaved client sends them, and `fields` behind them."""
+    return [(b":method", method), (b":scheme", b"https"), (b":authority", b"localhost"), (b":path", path), *fields]
+
+
+@dataclass(eq=False)
+class Exchange:
+    """One request stream."""
+
+    client: RawHttp3
+    stream_id: int
+    head: dict[bytes, bytes] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
+    ended: bool = False
+    """The reply came to a clean end."""
+    reset: int | None = None
+    """The code with which the server broke its reply off."""
+    stopped: int | None = None
+    """The code with which the server asked for no more of the request."""
+
+    @property
+    def status(self) -> int | None:
+        return int(self.head[b":status"]) if self.head else None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The reply's JSON."""
+        document: dict[str, Any] = json.loads(self.body)
+        return document
+
+    async def over(self) -> Exchange:
+        """Wait until nothing more can come: an end, a reset, or the connection's end."""
+        await self.client.until(lambda: self.ended or self.reset is not None or self.client.terminated is not None)
+        return self
+
+    def send(self, data: bytes, *, end: bool = False) -> None:
+        """More of the request's body, as one DATA frame."""
+        self.send_raw(encode_frame(FrameType.DATA, data) if data else b"", end=end)
+
+    def send_raw(self, data: bytes, *, end: bool = False) -> None:
+        """Bytes on the stream, whatever they mean."""
+        self.client.quic.send_stream_data(self.stream_id, data, end)
+        self.client.transmit()
+
+    def cancel(self, error_code: int = 0x10C) -> None:
+        """RESET_STREAM: the rest of the request will not come (H3_REQUEST_CANCELLED)."""
+        self.client.quic.reset_stream(self.stream_id, error_code)
+        self.client.transmit()
+
+    def stop(self, error_code: int = 0x10C) -> None:
+        """STOP_SENDING: the reply is not wanted."""
+        self.client.quic.stop_stream(self.stream_id, error_code)
+        self.client.transmit()
+
+
+class RawHttp3(QuicConnectionProtocol):
+    """One connection."""
+
+    def __init__(self, quic: QuicConnection) -> None:
+        super().__init__(quic)
+        self.quic = quic
+        self.terminated: ConnectionTerminated | None = None
+        self._http = H3Connection(quic)
+        self._encoder = pylsqpack.Encoder()
+        self._exchanges: dict[int, Exchange] = {}
+        self._uni: dict[int, bytearray] = {}
+        self._changed = asyncio.Event()
+
+    def send(self, fields: Iterable[Field], body: bytes | None = None, *, end: bool = True) -> Exchange:
+        """A request: its HEADERS frame and, where there is a body, one DATA frame."""
+        exchange = self.stream()
+        _, encoded = self._encoder.encode(exchange.stream_id, list(fields))
+        frames = encode_frame(FrameType.HEADERS, encoded)
+        if body is not None:
+            frames += encode_frame(FrameType.DATA, body)
+        exchange.send_raw(frames, end=end)
+        return exchange
+
+    def stream(self) -> Exchange:
+        """A request stream on which nothing was sent yet."""
+        stream_id = self.quic.get_next_available_stream_id()
+        # Opened, so that the next one has another number.
+        self.quic.send_stream_data(stream_id, b"")
+        self._exchanges[stream_id] = Exchange(self, stream_id)
+        return self._exchanges[stream_id]
+
+    async def ask(self, fields: Iterable[Field], body: bytes | None = None) -> Exchange:
+        """A request and all of its answer."""
+        return await self.send(fields, body).over()
+
+    @property
+    def goaway(self) -> int | None:
+        """The stream id of the newest GOAWAY (RFC 9114 section 7.2.6)."""
+        found = None
+        for said in self._uni.values():
+            if not said.startswith(_CONTROL):
+                continue
+            buffer = Buffer(data=bytes(said[1:]))
+            while not buffer.eof():
+                kind, payload = buffer.pull_uint_var(), Buffer(data=buffer.pull_bytes(buffer.pull_uint_var()))
+                found = payload.pull_uint_var() if kind == FrameType.GOAWAY else found
+        return found
+
+    async def until(self, happened: Any) -> None:
+        """Wait until `happened()`, looked at again after every event."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not happened():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def quic_event_received(self, event: QuicEvent) -> None:
+        if isinstance(event, ConnectionTerminated):
+            self.terminated = event
+        elif isinstance(event, StreamReset):
+            self._exchanges[event.stream_id].reset = event.error_code
+        elif isinstance(event, StopSendingReceived):
+            self._exchanges[event.stream_id].stopped = event.error_code
+        elif isinstance(event, StreamDataReceived) and event.stream_id % 4 == 3:
+            self._uni.setdefault(event.stream_id, bytearray()).extend(event.data)
+        for each in self._http.handle_event(event):
+            if isinstance(each, HeadersReceived | DataReceived):
+                self._answered(self._exchanges[each.stream_id], each)
+        self._changed.set()
+
+    def _answered(self, exchange: Exchange, event: HeadersReceived | DataReceived) -> None:
+        if isinstance(event, HeadersReceived):
+            exchange.head = dict(event.headers)
+        else:
+            exchange.body += event.data
+        exchange.ended |= event.stream_ended
+
+
+def endless_headers(length: int = 1 << 40) -> bytes:
+    """The beginning of a HEADERS frame that promises so many bytes."""
+    return encode_uint_var(FrameType.HEADERS) + encode_uint_var(length)
+
+
+@asynccontextmanager
+async def http3(address: tuple[str, int]) -> AsyncIterator[RawHttp3]:
+    """A connection to a gateway whose certificate nobody checks."""
+    configuration = QuicConfiguration(is_client=True, alpn_protocols=["h3"], server_name="localhost")
+    configuration.verify_mode = ssl.CERT_NONE
+    loop = asyncio.get_running_loop()
+    transport, client = await loop.create_datagram_endpoint(
+        lambda: RawHttp3(QuicConnection(configuration=configuration)), remote_addr=address
+    )
+    try:
+        client.connect(address)
+        async with asyncio.timeout(PATIENCE_S):
+            await client.wait_connected()
+        yield client
+    finally:
+        client.close()
+        await client.wait_closed()
+        transport.close()

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections by id, one flush a wake-up, one alarm for all timers. A real client in memory, the loop's own clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from proxy.listeners.quic import Alarms, Peer, QuicListener
+from proxy.listeners.udp import Address
+from proxy.protocols.quic import QuicEvent
+from tests.fakes.quic import CLIENT, SERVER, Pair
+
+
+class FakeSession:
+    def __init__(self) -> None:
+        self.events: list[QuicEvent] = []
+        self.drained = self.gone = 0
+        self.idle = True
+
+    def handle(self, event: QuicEvent) -> None:
+        self.events.append(event)
+
+    def drain(self) -> None:
+        self.drained += 1
+
+    def closed(self) -> None:
+        self.gone += 1
+
+
+class Wire:
+    """A listener, and a client whose datagrams the test carries."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        spare = Pair(tmp_path)  # for its configurations
+        self.client = type(spare.client)(configuration=spare.client.configuration)
+        self.session = FakeSession()
+        self.alarms = Alarms(time.monotonic)
+        self.sent: list[bytes] = []
+        self.flushes: list[int] = []
+        self.alpn = ""
+        self.listener = QuicListener(
+            spare.configuration, self._session_for, alarms=self.alarms, clock=time.monotonic, datagrams=True
+        )
+        self.listener.attach(self._send)
+        self.client.connect(SERVER, now=time.monotonic())
+
+    def _session_for(self, peer: Peer, alpn: str) -> FakeSession:
+        self.alpn = alpn
+        return self.session
+
+    def _send(self, datagram: bytes, address: Address) -> None:
+        assert address == CLIENT
+        self.sent.append(datagram)
+
+    async def run(self, rounds: int = 10) -> None:
+        for _ in range(rounds):
+            for datagram, _ in self.client.datagrams_to_send(time.monotonic()):
+                self.listener.receive(datagram, CLIENT, 46 << 2)
+            self.listener.burst_ended()
+            await asyncio.sleep(0.002)  # the loop's turn: flush and alarm
+            for datagram in self.sent:
+                self.client.receive_datagram(datagram, SERVER, time.monotonic())
+            self.sent.clear()
+
+
+@pytest.fixture
+async def wire(tmp_path: Path) -> Wire:
+    wire = Wire(tmp_path)
+    await wire.run()
+    return wire
+
+
+async def test_a_handshake_makes_a_peer_with_the_alpn_s_session(wire: Wire) -> None:
+    assert (len(wire.listener), wire.alpn, wire.listener.counts["handshakes"]) == (1, "h3", 1)
+    (peer,) = wire.listener._peers
+    assert peer.dscp == 46
+    assert wire.listener.idle
+    wire.listener.close()
+    assert wire.session.gone == 1
+
+
+async def test_many_writes_in_one_turn_are_one_flush(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    (peer,) = wire.listener._peers
+    flushes = 0
+    original = peer.quic.datagrams_to_send
+
+    def counted(now: float) -> list[tuple[bytes, Address]]:
+        nonlocal flushes
+        flushes += 1
+        return original(now)
+
+    monkeypatch.setattr(peer.quic, "datagrams_to_send", counted)
+    for _ in range(5):
+        peer.touch()
+    await asyncio.sleep(0)
+    assert flushes == 1
+    wire.listener.close()
+
+
+async def test_events_reach_the_session_and_a_closed_connection_is_forgotten(wire: Wire) -> None:
+    wire.client.send_stream_data(0, b"hello", end_stream=True)
+    await wire.run(3)
+    assert [type(each).__name__ for each in wire.session.events][-1] == "StreamDataReceived"
+    wire.client.close()
+    for datagram, _ in wire.client.datagrams_to_send(time.monotonic()):
+        wire.listener.receive(datagram, CLIENT, 0)
+    wire.listener.burst_ended()
+    async with asyncio.timeout(20):
+        while len(wire.listener):
+            await asyncio.sleep(0.01)  # the draining period: three probe timeouts, by the alarm
+    assert wire.session.gone == 1
+    assert not wire.listener._by_cid
+
+
+async def test_a_writer_waits_until_the_client_acknowledged(wire: Wire) -> None:
+    (peer,) = wire.listener._peers
+    wire.client.send_stream_data(0, b"x")
+    await wire.run(2)
+    peer.quic.write(0, bytes(5000), ended=False)
+    peer.touch()
+    waiting = asyncio.create_task(peer.room(0, 1000))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert not wire.listener.idle
+    await wire.run(20)
+    await asyncio.wait_for(waiting, 20)
+    wire.listener.close()
+
+
+async def test_draining_tells_sessions_and_takes_no_new_connection(wire: Wire, tmp_path: Path) -> None:
+    wire.listener.drain()
+    assert wire.session.drained == 1
+    other = type(wire.client)(configuration=wire.client.configuration)
+    other.connect(SERVER, now=time.monotonic())
+    for datagram, _ in other.datagrams_to_send(time.monotonic()):
+        wire.listener.receive(datagram, CLIENT, 0)
+    assert len(wire.listener) == 1
+    assert wire.listener.counts["draining"] == 1
+    wire.listener.close()

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gateway's life: it starts as a whole or not at all, and leaves nothing behind. Requests: tests/integration."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from backends.errors import BackendError
+from proxy.config import Config, load
+from proxy.protocols.quic import TlsError
+from proxy.server import Gateway
+
+
+def config(tmp_path: Path, *, listener: str = "accept: [h3, udp], tls: development", endpoint: str = "") -> Config:
+    path = tmp_path / "gateway.yaml"
+    path.write_text(
+        "listeners:\n"
+        f'  - {{name: main, bind: ["127.0.0.1:0", "[::1]:0"], {listener}}}\n'
+        "pools:\n"
+        f"  - {{name: all, model: '*', endpoints: [{endpoint or '{oip: http://127.0.0.1:9}'}]}}\n"
+        'admin: {bind: "127.0.0.1:0"}\n'
+    )
+    return load(path)
+
+
+async def page(address: tuple[str, int], path: str) -> str:
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+async def test_it_binds_every_address_answers_admin_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    gateway = Gateway(config(tmp_path), state_dir=tmp_path)
+    await gateway.start()
+    (door,) = gateway.doors
+    bound = door.bound
+    assert [host for host, _ in bound] == ["127.0.0.1", "::1"]
+    assert "200 OK" in await page(gateway.admin, "/readyz")
+    assert 'inferlane_endpoint_slots{endpoint="oip:127.0.0.1:9"' in await page(gateway.admin, "/metrics")
+    await gateway.drain(longest_s=0.0)
+    assert "503" in await page(gateway.admin, "/readyz")
+    await gateway.close()
+    for host, port in bound:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as again:
+            again.bind((host, port))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"listener": "accept: [h3], tls: {cert: missing.pem, key: missing.key}"}, TlsError, "missing.pem"),
+        ({"endpoint": "{onnx: missing.onnx}"}, BackendError, "missing.onnx"),
+    ],
+)
+async def test_what_cannot_start_says_why_and_holds_no_port(
+    tmp_path: Path, settings: dict[str, str], error: type[Exception], words: str
+) -> None:
+    gateway = Gateway(config(tmp_path, **settings), state_dir=tmp_path)
+    with pytest.raises(error, match=words):
+        await gateway.start()
+    assert gateway.doors == []
+    with pytest.raises(OSError):
+        await asyncio.open_connection(*gateway.admin)
+
+
+async def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    first = Gateway(config(tmp_path), state_dir=tmp_path)
+    await first.start()
+    host, port = first.doors[0].bound[0]
+    text = (tmp_path / "gateway.yaml").read_text().replace("127.0.0.1:0", f"{host}:{port}", 1)
+    (tmp_path / "second.yaml").write_text(text)
+    second = Gateway(load(tmp_path / "second.yaml"), state_dir=tmp_path)
+    with pytest.raises(OSError, match=f"udp {host}:{port}"):
+        await second.start()
+    await first.close()
