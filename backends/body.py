@@ -24,7 +24,7 @@ class Body:
     consumed: called with the number of bytes that the reader took, for the sender's window.
     """
 
-    __slots__ = ("_chunks", "_consumed", "_error", "_limit", "_waiter", "declared", "ended", "received")
+    __slots__ = ("_chunks", "_consumed", "_credited", "_error", "_limit", "_waiter", "declared", "ended", "received")
 
     def __init__(
         self, *, limit: int, declared: int | None = None, consumed: Callable[[int], None] | None = None
@@ -32,6 +32,8 @@ class Body:
         self._chunks: deque[bytes] = deque()
         self._limit = limit
         self._consumed = consumed
+        self._credited = 0
+        """Of the bytes that nobody has read yet, those that were credited when they were gathered."""
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self.declared = declared
@@ -75,6 +77,20 @@ class Body:
         """Whether every byte is here, so that reading never waits."""
         return self.ended and self._error is None
 
+    async def gather(self, most: int) -> None:
+        """Wait until the body is whole, or known to have more than `most` bytes. Raises what `fail` was given.
+
+        What waits here is credited, for many bodies that each wait for their rest would share one window for ever.
+        """
+        if self.complete or (self.declared or 0) > most:
+            return
+        gathered = bytearray()
+        while len(gathered) <= most and (piece := await self.read()):
+            gathered += piece
+        if gathered:
+            self._credited = len(gathered)
+            self._chunks.appendleft(bytes(gathered))
+
     async def read(self) -> bytes:
         """The next bytes; b"" at the end. Raises what `fail` was given."""
         while not self._chunks:
@@ -99,8 +115,10 @@ class Body:
         return b"".join(chunks)
 
     def _credit(self, count: int) -> None:
-        if self._consumed is not None and count:
-            self._consumed(count)
+        before = min(count, self._credited)
+        self._credited -= before
+        if self._consumed is not None and count > before:
+            self._consumed(count - before)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

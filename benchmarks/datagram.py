@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import ServerError, cpu_seconds, quantile, server
-from benchmarks.report import median, spread, write_report
+from benchmarks.report import console, median, spread, write_report
 from inferlane.oip import encode_request
 from inferlane.wire import Header, Type, decode, fragments
 
@@ -178,15 +177,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=2000, help="each way and round")
     arguments = parser.parse_args()
-    console = Console()
+    screen = console()
     try:
         with tempfile.TemporaryDirectory(prefix="bench-datagram-") as scratch, servers(Path(scratch)) as pids:
             results = measure(arguments.rounds, arguments.requests, pids)
     except ServerError as error:
-        console.print(error, style="red", markup=False)
+        screen.print(error, style="red", markup=False)
         return 1
-    console.print(table_of(results))
-    console.print(write_report("datagram", {"rounds": results}))
+    screen.print(table_of(results))
+    screen.print(write_report("datagram", {"rounds": results}))
     return 0
 
 

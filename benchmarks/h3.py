@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benchmarks.h3_load import ANSWER_BYTES
 from benchmarks.processes import ServerError, server
-from benchmarks.report import median, spread, write_report
+from benchmarks.report import console, median, spread, write_report
 from proxy.certificate import development_certificate
 
 HERE = Path(__file__).parent
@@ -104,7 +104,7 @@ def load(port: int, pid: int, point: Point, requests: int, samples: int = 0) -> 
     return outcome
 
 
-def compare(scratch: Path, rounds: int, requests: int, console: Console) -> list[dict[str, Any]]:
+def compare(scratch: Path, rounds: int, requests: int, screen: Console) -> list[dict[str, Any]]:
     """Every point, both gateways in turns."""
     rows: list[dict[str, Any]] = []
     with ExitStack() as running:
@@ -114,7 +114,7 @@ def compare(scratch: Path, rounds: int, requests: int, console: Console) -> list
             runs: dict[str, list[dict[str, Any]]] = {OURS: [], ENVOY: []}
             for turn in range(rounds):
                 for name in (OURS, ENVOY) if turn % 2 == 0 else (ENVOY, OURS):
-                    console.log(f"{point.in_flight} in flight, round {turn + 1} of {rounds}: {name}")
+                    screen.log(f"{point.in_flight} in flight, round {turn + 1} of {rounds}: {name}")
                     runs[name].append(load(PORTS[name], pids[name], point, requests))
             rows.append({"in_flight": point.in_flight, "connections": point.connections, "runs": runs})
     return rows
@@ -158,19 +158,19 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=4000, help="per gateway, load and round")
     parser.add_argument("--memory", action="store_true", help="only: is memory flat over 100,000 requests?")
     arguments = parser.parse_args()
-    console = Console()
+    screen = console()
     try:
         with tempfile.TemporaryDirectory(prefix="bench-h3-") as scratch:
             if arguments.memory:
                 outcome = watch_memory(Path(scratch))
-                console.print("resident KiB, every 5,000 requests:", *outcome["resident_kib"])
-                console.print(write_report("h3-memory", outcome))
+                screen.print("resident KiB, every 5,000 requests:", *outcome["resident_kib"])
+                screen.print(write_report("h3-memory", outcome))
             else:
-                rows = compare(Path(scratch), arguments.rounds, arguments.requests, console)
-                console.print(table_of(rows))
-                console.print(write_report("h3", {"rounds": arguments.rounds, "points": rows}))
+                rows = compare(Path(scratch), arguments.rounds, arguments.requests, screen)
+                screen.print(table_of(rows))
+                screen.print(write_report("h3", {"rounds": arguments.rounds, "points": rows}))
     except ServerError as error:
-        console.print(error, style="red", markup=False)
+        screen.print(error, style="red", markup=False)
         return 1
     return 0
 

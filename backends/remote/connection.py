@@ -166,23 +166,25 @@ class Connection(asyncio.Protocol):
 
     async def _send(self, body: Body, length: int | None) -> None:
         sent = 0
+        last = b""
         while piece := await body.read():
             sent += len(piece)
             if length is None:
                 self._transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
-            elif sent <= length:
+            elif sent < length:
                 self._transport.write(piece)
+            elif sent == length:
+                last = piece  # with it the request would be a whole one, and more may come
             else:
                 # sent on, the surplus would be read as the next request of this connection
                 raise Refused(Reason.BAD_REQUEST, f"the body is longer than its content-length, {length}")
             if self._writable is not None:
                 await self._writable
-        if length is None:
-            self._transport.write(b"0\r\n\r\n")
-        elif sent != length:
+        if length is not None and sent != length:
             raise Refused(
                 Reason.BAD_REQUEST, f"the body ended after {sent} of the {length} bytes of its content-length"
             )
+        self._transport.write(b"0\r\n\r\n" if length is None else last)
 
     def _upload_done(self, task: asyncio.Task[None]) -> None:
         self._upload = None

@@ -7,7 +7,6 @@ aiohttp parses and frames. What a request may look like is decided by the hygien
 from __future__ import annotations
 
 import asyncio
-import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -16,12 +15,12 @@ from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from backends.body import Body
-from backends.messages import Fields, Reply
+from backends.messages import Reply
 from inferlane.errors import Reason, Refused
-from proxy.arrival import Answered, Arrival, Operation, Walk
+from proxy.arrival import Answered, Arrival, Walk
 from proxy.protocols.answers import HeadFields, refusal_answer, reply_head
 from proxy.protocols.fields import FieldsTooLarge, MalformedRequest, RequestHead, clean
-from proxy.protocols.oip_http import Head, Target, head, target
+from proxy.protocols.http_arrival import Origin, arrival
 from qos.timeline import Timeline
 
 __all__ = ["Http1Door", "Models"]
@@ -33,7 +32,6 @@ WINDOW = 256 * 1024
 """Body bytes read ahead of the backend before the client is made to wait."""
 _KEEPALIVE_S = 75.0  # nginx's default; aiohttp's own hour keeps dead clients
 _INDEX_PATH = "/v2/repository/index"
-_NOWHERE = Target(Operation.LIVE)
 _CUT_OFF_S = 0.05  # aiohttp takes 0 for "as long as it takes"
 _LINGER_S = 2.0  # for a client that is still sending to read that it was refused (RFC 9112 section 9.6)
 # RFC 9110 section 7.6.1; fields.py knows the rest of what stays on this hop.
@@ -55,7 +53,8 @@ class Http1Door:
         self._clock = clock
         self._models = models
         self._draining = False
-        self._in_flight = 0
+        self._busy: set[web.RequestHandler] = set()
+        """Connections with a request in flight."""
         self._servers: list[asyncio.Server] = []
         self._http = web.Server(
             self._serve,
@@ -67,7 +66,7 @@ class Http1Door:
         )
 
     def __repr__(self) -> str:
-        return f"<Http1Door {self._listener}: {len(self._http.connections)} connections, {self._in_flight} in flight>"
+        return f"<Http1Door {self._listener}: {len(self._http.connections)} connections, {len(self._busy)} in flight>"
 
     async def start(self, sock: socket.socket) -> None:
         """Serve a bound socket, which is this door's from now on."""
@@ -80,7 +79,9 @@ class Http1Door:
         self._draining = True
         for server in self._servers:
             server.close()
-        self._http.pre_shutdown()
+        for connection in self._http.connections:
+            if connection not in self._busy:
+                connection.force_close()
 
     async def close(self) -> None:
         """Hang up on everybody, in the middle of a request too."""
@@ -90,66 +91,47 @@ class Http1Door:
     @property
     def idle(self) -> bool:
         """Whether no request is in flight."""
-        return self._in_flight == 0
+        return not self._busy
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._models is not None and request.path == _INDEX_PATH:
             return _index(request.method, self._models())
-        self._in_flight += 1
+        self._busy.add(request.protocol)
         try:
             return await self._exchange(request)
         finally:
-            self._in_flight -= 1
+            self._busy.discard(request.protocol)
+            if self._draining:
+                request.protocol.close()  # not before: it would stop the rest of a body too
 
     async def _exchange(self, request: web.BaseRequest) -> web.StreamResponse:
-        arrival, feed = self._arrival(request)
+        arrived, feed = self._arrival(request)
         responder = Http1Responder(request, last=lambda: self._draining)
         if feed is None:
-            await self._walk(arrival, responder)
+            await self._walk(arrived, responder)
         else:
             async with asyncio.TaskGroup() as group:
                 feeding = group.create_task(feed.run())
-                await self._walk(arrival, responder)
+                await self._walk(arrived, responder)
                 feeding.cancel()
         if responder.response is None:
-            raise RuntimeError(f"the walk of {arrival.request_id} ended without an answer")
+            raise RuntimeError(f"the walk of {arrived.request_id} ended without an answer")
         return responder.response
 
     def _arrival(self, request: web.BaseRequest) -> tuple[Arrival, Feed | None]:
-        received, path, declared = self._clock(), "", None
-        fields: Fields = ()
-        steering, asked, refusal = Head(), _NOWHERE, None
-        try:
-            request_head = _clean_head(request)
-            path, fields, declared = request_head.path.decode("ascii"), request_head.fields, request_head.content_length
-            steering = head(fields)
-            asked = target(request_head.method, request_head.path)
-            if declared is not None and declared > self._max_body:
-                raise Refused(Reason.TOO_LARGE, f"{declared} bytes; this listener takes {self._max_body}")
-        except Refused as error:
-            refusal = error
-        feed = Feed(request, limit=self._max_body, declared=declared)
-        arrival = Arrival(
-            request_id=steering.request_id or secrets.token_hex(8),
+        origin = Origin(
             transport="http",
             listener=self._listener,
             client=request.remote or "127.0.0.1",  # a Unix socket's peer has no address and is on this machine
             dscp=0,  # the kernel does not tell the marks of TCP segments
-            path=path,
-            operation=asked.operation,
-            model=asked.model,
-            version=asked.version,
-            asked_class=steering.asked_class,
-            urgency=steering.urgency,
-            timeout_s=steering.timeout_s,
-            traceparent=steering.traceparent,
-            fields=fields,
-            body=feed.body,
-            json_length=steering.json_length,
-            timeline=Timeline(received),
-            refusal=refusal,
+            timeline=Timeline(self._clock()),
+            max_body=self._max_body,
         )
-        return arrival, None if refusal is not None or feed.at_once() else feed
+        clean_head = _clean_head(request)
+        declared = None if isinstance(clean_head, Refused) else clean_head.content_length
+        feed = Feed(request, limit=self._max_body, declared=declared)
+        arrived = arrival(clean_head, feed.body, origin)
+        return arrived, None if arrived.refusal is not None or feed.at_once() else feed
 
 
 class Feed:
@@ -238,7 +220,7 @@ async def _while_connected(step: Awaitable[object]) -> None:
         raise asyncio.CancelledError from None
 
 
-def _clean_head(request: web.BaseRequest) -> RequestHead:
+def _clean_head(request: web.BaseRequest) -> RequestHead | Refused:
     """The request in HTTP/3's words, so that one set of rules judges both."""
     named = request.headers.get("Connection", "").lower().encode("utf-8", "replace").split(b",")
     hop_by_hop = _HOP_BY_HOP.union(map(bytes.strip, named))
@@ -250,13 +232,13 @@ def _clean_head(request: web.BaseRequest) -> RequestHead:
         *((name, value) for name, value in fields if name not in hop_by_hop),
     ]
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise Refused(Reason.BAD_REQUEST, "send the body without content-encoding", status=415)
+        return Refused(Reason.BAD_REQUEST, "send the body without content-encoding", status=415)
     try:
         return clean(section)
     except FieldsTooLarge as error:
-        raise Refused(Reason.FIELDS_TOO_LARGE, str(error)) from None
+        return Refused(Reason.FIELDS_TOO_LARGE, str(error))
     except MalformedRequest as error:
-        raise Refused(Reason.BAD_REQUEST, str(error)) from None
+        return Refused(Reason.BAD_REQUEST, str(error))
 
 
 def _headers(fields: HeadFields) -> list[tuple[str, str]]:

@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from functools import partial
 
 from backends.body import Body
 from backends.messages import Reply
 from inferlane.errors import Reason, Refused
-from proxy.arrival import Answered, Arrival, Operation, Walk
+from proxy.arrival import Answered, Arrival, Walk
 from proxy.listeners.exchanges import Exchanges
 from proxy.listeners.quic import Peer
 from proxy.protocols.answers import refusal_answer, reply_head
 from proxy.protocols.fields import RequestHead
 from proxy.protocols.h3 import BadHead, DataReceived, ErrorCode, HeadReceived, Http3
-from proxy.protocols.oip_http import Head, Target, head, target
+from proxy.protocols.http_arrival import Origin, arrival
 from proxy.protocols.quic import QuicEvent, StopSendingReceived, StreamReset
 from qos.timeline import Timeline
 
@@ -24,7 +23,6 @@ __all__ = ["Http3Session"]
 
 WRITE_AHEAD = 256 * 1024
 """Unacknowledged reply bytes of one stream before its backend is made to wait."""
-_NOWHERE = Target(Operation.LIVE)
 
 
 class Http3Session:
@@ -70,51 +68,31 @@ class Http3Session:
     def _begin(self, stream_id: int, request: RequestHead, *, ended: bool) -> None:
         length = request.content_length
         body = Body(limit=self._max_body, declared=length, consumed=partial(self._peer.consume, stream_id))
-        steering, asked, refusal = Head(), _NOWHERE, None
-        try:
-            steering = head(request.fields)
-            asked = target(request.method, request.path)
-            if length is not None and length > self._max_body:
-                raise Refused(Reason.TOO_LARGE, f"{length} bytes; this listener takes {self._max_body}")
-        except Refused as error:
-            refusal = error
+        arrived = arrival(request, body, self._origin())
         if ended:
-            refusal = refusal or _length_mismatch(0, length, ended=True)
+            arrived.refusal = arrived.refusal or _length_mismatch(0, length, ended=True)
             body.feed(b"", ended=True)
         else:
             self._incoming[stream_id] = body
-        arrival = self._arrival(request.path.decode("ascii"), asked, steering, body, refusal)
-        arrival.fields = request.fields
-        self._start(stream_id, arrival, head_only=request.method == b"HEAD")
+        self._start(stream_id, arrived, head_only=request.method == b"HEAD")
 
     def _refuse(self, stream_id: int, refusal: Refused) -> None:
         """A head that hygiene stopped: answered and recorded like any request, and forwarded nowhere."""
-        self._start(stream_id, self._arrival("", _NOWHERE, Head(), Body.of(b""), refusal), head_only=False)
+        self._start(stream_id, arrival(refusal, Body.of(b""), self._origin()), head_only=False)
 
-    def _arrival(self, path: str, asked: Target, steering: Head, body: Body, refusal: Refused | None) -> Arrival:
-        return Arrival(
-            request_id=steering.request_id or secrets.token_hex(8),
+    def _origin(self) -> Origin:
+        return Origin(
             transport="h3",
             listener=self._listener,
             client=self._peer.address[0],
             dscp=self._peer.dscp,
-            path=path,
-            operation=asked.operation,
-            model=asked.model,
-            version=asked.version,
-            asked_class=steering.asked_class,
-            urgency=steering.urgency,
-            timeout_s=steering.timeout_s,
-            traceparent=steering.traceparent,
-            body=body,
-            json_length=steering.json_length,
             timeline=Timeline(self._clock(), rtt_s=self._peer.quic.round_trip_s),
-            refusal=refusal,
+            max_body=self._max_body,
         )
 
-    def _start(self, stream_id: int, arrival: Arrival, *, head_only: bool) -> None:
+    def _start(self, stream_id: int, arrived: Arrival, *, head_only: bool) -> None:
         responder = Http3Responder(self._peer, self._http, stream_id, head_only=head_only)
-        self._exchanges.start(stream_id, arrival, responder, ended=partial(self._ended, stream_id))
+        self._exchanges.start(stream_id, arrived, responder, ended=partial(self._ended, stream_id))
 
     def _data(self, stream_id: int, data: bytes, *, ended: bool) -> None:
         body = self._incoming.get(stream_id)

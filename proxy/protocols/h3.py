@@ -25,7 +25,7 @@ from aioquic.h3.connection import (
     encode_frame,
     stream_is_request_response,
 )
-from aioquic.h3.events import DataReceived, H3Event
+from aioquic.h3.events import DataReceived, H3Event, HeadersReceived
 from aioquic.quic.events import QuicEvent, StreamDataReceived
 
 from proxy.protocols.fields import MAX_FIELD_SECTION, FieldsTooLarge, MalformedRequest, RequestHead, clean
@@ -142,7 +142,12 @@ class Http3(H3Connection):
         self, frame_type: int, frame_data: bytes | None, stream: H3Stream, stream_ended: bool
     ) -> list[H3Event]:
         if frame_type != FrameType.HEADERS or stream.headers_recv_state != HeadersState.INITIAL:
-            return super()._handle_request_or_push_frame(frame_type, frame_data, stream, stream_ended)
+            events = super()._handle_request_or_push_frame(frame_type, frame_data, stream, stream_ended)
+            # Trailers are checked and dropped (RFC 9110 section 6.5.1), but they may be what ends the body.
+            return [
+                DataReceived(b"", each.stream_id, each.stream_ended) if isinstance(each, HeadersReceived) else each
+                for each in events
+            ]
         section = self._decode_headers(stream.stream_id, frame_data)
         stream.headers_recv_state = HeadersState.AFTER_HEADERS
         try:

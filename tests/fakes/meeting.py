@@ -43,8 +43,11 @@ def meeting(guests: int) -> Iterator[Meeting]:
         def log_message(self, *_: object) -> None:
             """Standard error is for failures."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
-    server.daemon_threads = True
+    class Listening(ThreadingHTTPServer):
+        request_queue_size = guests  # the default, 5, drops the sixth that connects at once
+        daemon_threads = True
+
+    server = Listening(("127.0.0.1", 0), Answering)
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     serving.start()
     try:

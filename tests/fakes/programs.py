@@ -130,3 +130,22 @@ def gateway(conf: Path, *, ca: Path) -> Iterator[GatewayProgram]:
         address = program.event("listening")["addresses"][0]
         admin = program.event("admin_listening")["address"]
         yield GatewayProgram(program, port=int(address.rpartition(":")[2]), admin=admin, ca=ca)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelServerProgram:
+    """`inferlane serve` on ports of its own choice."""
+
+    program: Program
+    http: str
+    udp: str
+
+
+@contextmanager
+def model_server(models: Path, log: Path) -> Iterator[ModelServerProgram]:
+    """The models of a folder."""
+    command = [sys.executable, "-m", "proxy", "serve", models, "--http", "127.0.0.1:0", "--udp", "127.0.0.1:0"]
+    with running(command, log) as program:
+        serving = program.event("serving")
+        http, udp = ("{}:{}".format(*serving[door]) for door in ("http", "udp"))
+        yield ModelServerProgram(program, http=http, udp=udp)

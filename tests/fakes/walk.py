@@ -63,7 +63,7 @@ class RecordingResponder:
         self.answered.append(answered)
 
 
-def arrival(body: bytes = b"{}", **changes: object) -> Arrival:
+def arrival(body: bytes | Body = b"{}", **changes: object) -> Arrival:
     """An inference for model m, as an HTTP/3 door would hand it on."""
     facts: dict[str, object] = {
         "request_id": "r1",
@@ -74,7 +74,7 @@ def arrival(body: bytes = b"{}", **changes: object) -> Arrival:
         "path": "/v2/models/m/infer",
         "operation": Operation.INFER,
         "model": "m",
-        "body": Body.of(body),
+        "body": body if isinstance(body, Body) else Body.of(body),
         "timeline": Timeline(time.monotonic()),
     }
     return Arrival(**(facts | changes))  # type: ignore[arg-type]  # the test's own words

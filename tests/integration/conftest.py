@@ -14,7 +14,7 @@ import pytest
 from inferlane.oip import DATATYPES
 from tests.fakes import models, programs
 from tests.fakes.authority import Certificates, issue
-from tests.fakes.programs import GatewayProgram
+from tests.fakes.programs import GatewayProgram, ModelServerProgram
 
 Directly = Callable[[bytes, Mapping[str, Any]], dict[str, Any]]
 StartGateway = Callable[..., GatewayProgram]
@@ -87,6 +87,33 @@ def gateway(tmp_path_factory, certificates, model_folder) -> Iterator[GatewayPro
     """A gateway that runs every model itself."""
     conf = tmp_path_factory.mktemp("gateway") / "gateway.yaml"
     conf.write_text(CONFIG.format(certificates=certificates, pools=onnx_pools(model_folder)))
+    with programs.gateway(conf, ca=certificates.ca) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def model_server(tmp_path_factory, model_folder) -> Iterator[ModelServerProgram]:
+    """`inferlane serve` with every model."""
+    with programs.model_server(model_folder, tmp_path_factory.mktemp("serve") / "serve.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def gateway_by_oip(tmp_path_factory, certificates, model_server) -> Iterator[GatewayProgram]:
+    """A gateway that asks the model server by HTTP/1.1."""
+    conf = tmp_path_factory.mktemp("by-oip") / "gateway.yaml"
+    pools = f"  - {{name: far, model: '*', endpoints: [{{oip: 'http://{model_server.http}'}}]}}"
+    conf.write_text(CONFIG.format(certificates=certificates, pools=pools))
+    with programs.gateway(conf, ca=certificates.ca) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def gateway_by_datagram(tmp_path_factory, certificates, model_server) -> Iterator[GatewayProgram]:
+    """A gateway that asks the model server by inference datagram."""
+    conf = tmp_path_factory.mktemp("by-datagram") / "gateway.yaml"
+    pools = f"  - {{name: far, model: '*', endpoints: [{{datagram: '{model_server.udp}'}}]}}"
+    conf.write_text(CONFIG.format(certificates=certificates, pools=pools))
     with programs.gateway(conf, ca=certificates.ca) as running:
         yield running
 

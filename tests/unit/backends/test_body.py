@@ -78,6 +78,54 @@ async def test_a_failure_reaches_a_reader_that_waits_and_the_first_one_counts():
     assert refused.value.reason is Reason.CANCELLED
 
 
+async def test_gathering_waits_for_the_whole_and_credits_what_waits():
+    credited: list[int] = []
+    body = Body(limit=10, consumed=credited.append)
+    gathering = asyncio.ensure_future(body.gather(8))
+    for piece in (b"ab", b"cd"):
+        body.feed(piece, ended=False)
+        await settle()
+    assert not gathering.done()
+    assert credited == [2, 2]
+    body.feed(b"", ended=True)
+    await gathering
+    assert body.complete
+    assert await body.read_all() == b"abcd"
+    assert credited == [2, 2]
+
+
+@pytest.mark.parametrize("declared", [None, 20])
+async def test_gathering_does_not_wait_for_a_long_body(declared):
+    body = Body(limit=100, declared=declared)
+    gathering = asyncio.ensure_future(body.gather(8))
+    await settle()
+    assert gathering.done() == (declared == 20)
+    body.feed(b"123456789", ended=False)
+    await gathering
+    body.feed(b"0", ended=True)
+    assert await body.read_all() == b"1234567890"
+
+
+async def test_gathering_what_fails_raises_why():
+    credited: list[int] = []
+    body = Body(limit=10, consumed=credited.append)
+    body.feed(b"abc", ended=False)
+    body.fail(Refused(Reason.BAD_REQUEST))
+    with pytest.raises(Refused):
+        await body.gather(8)
+    assert credited == [3]
+
+
+async def test_a_gathered_body_that_fails_later_is_credited_once():
+    credited: list[int] = []
+    body = Body(limit=20, consumed=credited.append)
+    body.feed(b"123456789", ended=False)
+    await body.gather(8)
+    body.feed(b"0", ended=False)
+    body.fail(Refused(Reason.CANCELLED))
+    assert sum(credited) == body.received == 10
+
+
 @given(st.lists(st.binary(max_size=20)))
 def test_every_byte_comes_once_and_in_order(pieces):
     async def read_back() -> None:

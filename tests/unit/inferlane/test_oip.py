@@ -186,9 +186,9 @@ def test_a_json_length_that_lies_is_refused(json_length, message):
             r"missing required field `datatype` - at `\$.inputs\[0\]`",
         ),
         (b'{"inputs":[{"name":"x","datatype":"FP32","shape":["a"]}]}', r"got `str` - at `\$.inputs\[0\].shape\[0\]`"),
-        (b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[NaN]}]}', "malformed"),
         (b'{"inputs":[{"name":"\xff","datatype":"FP32","shape":[1],"data":[1]}]}', "not UTF-8"),
-        (b'{"inputs":[],"parameters":{"a":NaN}}', "malformed"),
+        (b'{"inputs":[],"parameters":{"a":NaN}}', "^NaN at byte 31: the JSON is malformed"),
+        (b'{"inputs":[{"name":"x","parameters":{"a":NaN}}]}', "^NaN at byte 41: the JSON is malformed"),
         (b'{"inputs":[]} x', "trailing characters"),
         (b'{"inputs":[],"other":' + b"[" * 100_000, "nested too deeply"),
         (b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":' + b"[" * 100_000, "nested too deeply"),
@@ -200,6 +200,14 @@ def test_json_that_is_no_request_is_refused(body, message):
     with pytest.raises(OipError, match=message) as raised:
         decode_request(body, None)
     assert raised.value.tensor == ""
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_in_json_is_named_with_its_tensor(value):
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[2],"data":[1,%b]}]}' % value.encode()
+    with pytest.raises(OipError, match=f"^tensor 'x': {value} at byte 63: .*send the tensor as binary") as raised:
+        decode_request(body, None)
+    assert raised.value.tensor == "x"
 
 
 @pytest.mark.parametrize(

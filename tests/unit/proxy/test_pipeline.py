@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from backends.body import Body
 from backends.endpoint import Endpoint
 from backends.messages import Reply, Request
 from backends.picker import least_in_flight
@@ -96,6 +97,26 @@ async def test_a_request_walks_through_and_its_place_comes_back() -> None:
     assert parts.compute == 0.001
     assert walk.endpoint.in_flight == 0
     assert walk.counted("ok")
+
+
+async def test_a_body_that_comes_slowly_holds_no_place() -> None:
+    walk, body = Set(answer), Body(limit=100)
+    slow = asyncio.ensure_future(walk.ask(body=body))
+    body.feed(b"sl", ended=False)
+    assert len((await walk.ask()).replies) == 1
+    body.feed(b"ow", ended=True)
+    assert [each.body for each in (await slow).replies] == [b"slow"]
+
+
+async def test_a_body_that_breaks_off_reaches_no_backend() -> None:
+    async def unreachable(_: Request) -> Reply:
+        raise AssertionError
+
+    walk, body = Set(unreachable), Body(limit=100)
+    slow = asyncio.ensure_future(walk.ask(body=body))
+    body.feed(b"sl", ended=False)
+    body.fail(Refused(Reason.BAD_REQUEST, "content-length says 9 bytes, 2 came"))
+    assert [each.reason for each in (await slow).refusals] == [Reason.BAD_REQUEST]
 
 
 async def test_what_the_door_refused_is_answered_and_counted_and_goes_no_further() -> None:

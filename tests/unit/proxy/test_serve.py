@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from itertools import product
 from pathlib import Path
 
@@ -26,9 +26,11 @@ from tritonclient.utils import InferenceServerException
 from backends.errors import BackendError
 from backends.settings import BatchSettings
 from inferlane.client import Client
-from proxy.serve import LONGEST_S, ModelServer, find_models, pools_of
+from proxy.serve import LONGEST_S, ModelServer, find_models, pools_of, trusting_policy
 from proxy.settings import Bind
+from qos.classify import classify
 from tests.fakes.models import identity, linear
+from tests.fakes.walk import arrival
 
 ANYWHERE = Bind("127.0.0.1", 0)
 
@@ -205,12 +207,12 @@ async def test_tritonclient_shows_what_a_refusal_says(server):
         await asyncio.to_thread(infer)
 
 
-async def post(server: ModelServer, model: str, **fields: str) -> tuple[int, dict[str, str], dict[str, object]]:
+async def post(server: ModelServer, model: str, **fields: str) -> tuple[int, Mapping[str, str], dict[str, object]]:
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 8], "data": [1] * 8}]}
     headers = {name.replace("_", "-"): value for name, value in fields.items()}
     url = f"http://{address(server)}/v2/models/{model}/infer"
     async with aiohttp.ClientSession() as session, session.post(url, json=body, headers=headers) as reply:
-        return reply.status, dict(reply.headers), await reply.json(content_type=None)
+        return reply.status, reply.headers, await reply.json(content_type=None)
 
 
 async def test_the_model_s_own_time_is_told(server):
@@ -226,10 +228,14 @@ async def test_the_gateway_s_class_is_believed_and_its_time_kept(server):
     assert (status, problem["reason"]) == (504, "deadline")
 
 
-async def test_no_class_caps_the_time_that_a_gateway_gives(server):
-    _, fields, _ = await post(server, "linear", Inferlane_Class="gold")
-    assert fields["inferlane-class"] == "interactive"
-    assert LONGEST_S >= 600
+@pytest.mark.parametrize("listener", ["http", "udp"])
+@pytest.mark.parametrize(
+    ("asked", "served"), [("realtime", "realtime"), ("gold", "interactive"), (None, "interactive")]
+)
+def test_no_class_caps_the_time_that_a_gateway_gives(listener, asked, served):
+    verdict = classify(arrival(listener=listener, client="2001:db8::1", asked_class=asked), trusting_policy())
+    assert verdict.traffic_class.name == served
+    assert verdict.traffic_class.deadline_s == verdict.traffic_class.queue_s == LONGEST_S
 
 
 async def test_an_unknown_model_is_said(server):

@@ -98,6 +98,19 @@ async def test_a_body_of_another_length_than_announced_never_reaches_the_next_re
     assert transport.aborted
 
 
+async def test_a_request_is_not_whole_before_its_body_is_known_to_have_ended(connection, transport):
+    body = Body(limit=100)
+    task = await exchange(connection, b"", body=body, length=3)
+    body.feed(b"ab", ended=False)
+    body.feed(b"c", ended=False)
+    await settle()
+    assert transport.written == b"ab"
+    body.feed(b"d", ended=True)
+    with pytest.raises(Refused, match="longer than"):
+        await task
+    assert transport.written == b"ab"
+
+
 async def test_a_client_that_gives_up_its_body_ends_the_exchange(connection, transport):
     body = Body(limit=100)
     task = await exchange(connection, b"", body=body)

@@ -123,8 +123,8 @@ async def test_a_reply_after_the_cancellation_finds_nobody(pair, connected, ask)
         waiting = asyncio.create_task(transport.exchange(ask()))
         late = await asked.get()
         waiting.cancel()
+        late.respond(200, {}, b"too late")  # before the gateway can hear of it
         await asyncio.wait([waiting])
-        late.respond(200, {}, b"too late")
         gateway.answer = lambda asked: asked.respond(200, {}, b"in time")
 
         assert (await transport.exchange(ask())).body == b"in time"

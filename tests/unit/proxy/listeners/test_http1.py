@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
@@ -18,60 +18,14 @@ import pytest_asyncio
 from backends.messages import Reply
 from inferlane.errors import Reason, Refused
 from proxy.arrival import Arrival, Operation
-from proxy.bind import bind_tcp, bind_unix
+from proxy.bind import bind_unix
 from proxy.listeners.http1 import WINDOW, Http1Door
 from proxy.telemetry import logs
+from tests.fakes.http1_site import INFER, Site, until
 from tests.fakes.walk import Answer, FakeWalk, echo, never, pieces
 
-INFER = "/v2/models/m/infer"
-
-
-class Site:
-    """A door on loopback with a walk that tests script, and a client."""
-
-    def __init__(self, answer: Answer) -> None:
-        self.walk = FakeWalk(answer)
-        self.door = Http1Door(
-            self.walk,
-            listener="http",
-            max_body=1 << 20,
-            clock=lambda: 5.0,
-            models=lambda: [("digits", True), ("faces", False)],
-        )
-        self.session = aiohttp.ClientSession()
-        self.port = 0
-
-    async def start(self) -> None:
-        sock = bind_tcp("127.0.0.1", 0)
-        self.port = sock.getsockname()[1]
-        await self.door.start(sock)
-
-    async def ask(
-        self, path: str = INFER, body: object = b"{}", method: str = "POST", **fields: str
-    ) -> tuple[aiohttp.ClientResponse, bytes]:
-        headers = {name.replace("_", "-"): value for name, value in fields.items()}
-        url = f"http://127.0.0.1:{self.port}{path}"
-        async with self.session.request(method, url, data=body, headers=headers) as reply:
-            return reply, await reply.read()
-
-    async def raw(self, request: bytes) -> bytes:
-        """Send these bytes and read until the door hangs up."""
-        reader, writer = await self.dial()
-        writer.write(request)
-        answer = await reader.read()
-        writer.close()
-        await writer.wait_closed()
-        return answer
-
-    async def dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
-
-    async def close(self) -> None:
-        await self.session.close()
-        await self.door.close()
-
-
-Sites = Callable[[Answer], "asyncio.Future[Site]"]
+POST = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\n"
+Sites = Callable[[Answer], Awaitable[Site]]
 
 
 @pytest_asyncio.fixture
@@ -92,13 +46,6 @@ async def site_with() -> AsyncIterator[Sites]:
 @pytest_asyncio.fixture
 async def site(site_with) -> Site:
     return await site_with(echo)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Turn the loop until it holds."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 async def test_a_request_becomes_an_arrival_and_the_reply_comes_back(site):
@@ -194,8 +141,6 @@ async def test_a_body_announced_beyond_the_limit_is_refused_before_it_is_read(si
     )
     assert (await reader.readuntil(b"\r\n")) == b"HTTP/1.1 413 Request Entity Too Large\r\n"
     assert site.walk.arrivals[0].body.received == 0
-    writer.close()
-    await writer.wait_closed()
 
 
 async def test_a_client_that_waits_for_leave_to_send_gets_it(site):
@@ -205,8 +150,6 @@ async def test_a_client_that_waits_for_leave_to_send_gets_it(site):
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     writer.write(b"{}")
     assert (await reader.read()).endswith(b"\r\n\r\n{}")
-    writer.close()
-    await writer.wait_closed()
 
 
 @pytest.mark.parametrize(
@@ -247,8 +190,8 @@ async def test_a_bad_head_is_refused(site, fields, status):
         b"GET /v2 HTTP/9.9\r\n\r\n",
         b"GET /v2 HTTP/1.1\r\n\r\n",  # no Host
         b"GET /v2 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-        b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
-        b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: +2\r\n\r\n{}",
+        POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+        POST + b"Content-Length: +2\r\n\r\n{}",
         b"GET /v2 HTTP/1.1\r\nHost: h\r\n folded\r\n\r\n",
     ],
 )
@@ -268,7 +211,7 @@ async def test_what_is_not_http_is_answered_and_leaves_no_trace(site, request_by
 
 async def test_a_chunked_body_with_a_broken_frame_never_counts_as_whole(site):
     _, writer = await site.dial()
-    writer.write(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
+    writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
     await until(lambda: site.walk.arrivals and site.walk.arrivals[0].body.received)
     # aiohttp answers 400 only after the walk, which its deadline ends; here the client loses patience.
     writer.write(b"zz\r\n")
@@ -289,10 +232,11 @@ async def test_head_gets_the_fields_without_the_body(site_with):
     assert reply.content_type == "application/json"
 
 
-async def test_a_piecewise_reply_comes_in_chunks(site_with):
-    async def streamed(_: Arrival) -> Reply:
-        return Reply(body=pieces(b"one ", b"two"))
+async def streamed(_: Arrival) -> Reply:
+    return Reply(body=pieces(b"one ", b"two"))
 
+
+async def test_a_piecewise_reply_comes_in_chunks(site_with):
     site = await site_with(streamed)
     reply, body = await site.ask()
     assert (reply.status, body) == (200, b"one two")
@@ -301,9 +245,6 @@ async def test_a_piecewise_reply_comes_in_chunks(site_with):
 
 
 async def test_a_piecewise_reply_to_http_1_0_ends_with_the_connection(site_with):
-    async def streamed(_: Arrival) -> Reply:
-        return Reply(body=pieces(b"one ", b"two"))
-
     site = await site_with(streamed)
     answer = await site.raw(b"POST /v2/models/m/infer HTTP/1.0\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
     assert answer.endswith(b"\r\n\r\none two")
@@ -333,7 +274,7 @@ async def test_a_refusal_says_when_to_come_back(site_with):
 async def test_a_client_that_leaves_cancels_its_walk(site_with):
     site = await site_with(never)
     _, writer = await site.dial()
-    writer.write(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
+    writer.write(POST + b"Content-Length: 2\r\n\r\n{}")
     await until(lambda: site.walk.arrivals)
     writer.close()
     await writer.wait_closed()
@@ -342,7 +283,7 @@ async def test_a_client_that_leaves_cancels_its_walk(site_with):
 
 async def test_a_client_that_leaves_in_the_middle_of_its_body_cancels_its_walk(site):
     _, writer = await site.dial()
-    writer.write(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n{}")
+    writer.write(POST + b"Content-Length: 9\r\n\r\n{}")
     await until(lambda: site.walk.arrivals and site.walk.arrivals[0].body.received)
     writer.close()
     await writer.wait_closed()
@@ -359,7 +300,7 @@ async def test_a_client_that_does_not_read_ends_with_its_connection(site_with):
 
     site = await site_with(endless)
     reader, writer = await site.dial()
-    writer.write(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+    writer.write(POST + b"Content-Length: 0\r\n\r\n")
     await reader.readuntil(b"\r\n\r\n")
     writer.transport.abort()
     await until(lambda: site.walk.cancelled)
@@ -368,12 +309,10 @@ async def test_a_client_that_does_not_read_ends_with_its_connection(site_with):
 async def test_connections_are_kept_for_the_next_request(site):
     reader, writer = await site.dial()
     for n in range(3):
-        writer.write(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n%d" % n)
+        writer.write(POST + b"Content-Length: 1\r\n\r\n%d" % n)
         await reader.readuntil(b"\r\n\r\n")
         assert await reader.readexactly(1) == b"%d" % n
     assert repr(site.door) == "<Http1Door http: 1 connections, 0 in flight>"
-    writer.close()
-    await writer.wait_closed()
 
 
 async def test_the_repository_index(site):
@@ -420,6 +359,35 @@ async def test_draining_finishes_what_is_in_flight_and_takes_nothing_new(site_wi
     assert site.door.idle
     assert (reply.status, body) == (200, b"{}")
     assert reply.headers["Connection"] == "close"
+
+
+async def test_draining_lets_a_body_arrive_and_its_reply_go_out(site):
+    reader, writer = await site.dial()
+    writer.write(POST + b"Content-Length: 4\r\n\r\nab")
+    await until(lambda: site.walk.arrivals and site.walk.arrivals[0].body.received)
+    site.door.drain()
+    writer.write(b"cd")
+    assert (await reader.read()).endswith(b"\r\n\r\nabcd")
+
+
+async def test_a_reply_that_began_before_draining_ends_its_connection(site_with):
+    going_on = asyncio.Event()
+
+    async def streamed(_: Arrival) -> Reply:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"one "
+            await going_on.wait()
+            yield b"two"
+
+        return Reply(body=body())
+
+    site = await site_with(streamed)
+    reader, writer = await site.dial()
+    writer.write(POST + b"Content-Length: 0\r\n\r\n")
+    await reader.readuntil(b"one ")
+    site.door.drain()
+    going_on.set()
+    assert (await reader.read()).endswith(b"two\r\n0\r\n\r\n")
 
 
 async def test_closing_cuts_off_what_does_not_finish(site_with):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An HTTP/3 client over a real socket that sends whatever fields and bytes a test writes, and keeps what comes back.
+"""A QUIC client over a real socket that sends whatever fields and bytes a test writes, and keeps what comes back.
 
 aioquic carries the packets and reads the replies; field sections and frames go out as given, past its own checks.
 """
@@ -10,13 +10,14 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pylsqpack
+from aioquic._buffer import Buffer
 from aioquic.asyncio.protocol import QuicConnectionProtocol
-from aioquic.buffer import Buffer, encode_uint_var
+from aioquic.buffer import encode_uint_var
 from aioquic.h3.connection import FrameType, H3Connection, encode_frame
 from aioquic.h3.events import DataReceived, HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
@@ -39,7 +40,7 @@ def section(path: bytes, *fields: Field, method: bytes = b"POST") -> list[Field]
 class Exchange:
     """One request stream."""
 
-    client: RawHttp3
+    client: RawClient
     stream_id: int
     head: dict[bytes, bytes] = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray)
@@ -69,6 +70,10 @@ class Exchange:
         """More of the request's body, as one DATA frame."""
         self.send_raw(encode_frame(FrameType.DATA, data) if data else b"", end=end)
 
+    def send_fields(self, fields: Iterable[Field], *, end: bool = False) -> None:
+        """One more HEADERS frame: trailers."""
+        self.send_raw(self.client.headers(self.stream_id, fields), end=end)
+
     def send_raw(self, data: bytes, *, end: bool = False) -> None:
         """Bytes on the stream, whatever they mean."""
         self.client.quic.send_stream_data(self.stream_id, data, end)
@@ -85,14 +90,15 @@ class Exchange:
         self.client.transmit()
 
 
-class RawHttp3(QuicConnectionProtocol):
-    """One connection."""
+class RawClient(QuicConnectionProtocol):
+    """One connection, speaking HTTP/3 or, under any other ALPN, nothing but streams."""
 
     def __init__(self, quic: QuicConnection) -> None:
         super().__init__(quic)
         self.quic = quic
         self.terminated: ConnectionTerminated | None = None
-        self._http = H3Connection(quic)
+        alpn = quic.configuration.alpn_protocols or []
+        self._http = H3Connection(quic) if alpn == ["h3"] else None
         self._encoder = pylsqpack.Encoder()
         self._exchanges: dict[int, Exchange] = {}
         self._uni: dict[int, bytearray] = {}
@@ -101,12 +107,16 @@ class RawHttp3(QuicConnectionProtocol):
     def send(self, fields: Iterable[Field], body: bytes | None = None, *, end: bool = True) -> Exchange:
         """A request: its HEADERS frame and, where there is a body, one DATA frame."""
         exchange = self.stream()
-        _, encoded = self._encoder.encode(exchange.stream_id, list(fields))
-        frames = encode_frame(FrameType.HEADERS, encoded)
+        frames = self.headers(exchange.stream_id, fields)
         if body is not None:
             frames += encode_frame(FrameType.DATA, body)
         exchange.send_raw(frames, end=end)
         return exchange
+
+    def headers(self, stream_id: int, fields: Iterable[Field]) -> bytes:
+        """A HEADERS frame."""
+        _, encoded = self._encoder.encode(stream_id, list(fields))
+        return encode_frame(FrameType.HEADERS, encoded)
 
     def stream(self) -> Exchange:
         """A request stream on which nothing was sent yet."""
@@ -147,12 +157,20 @@ class RawHttp3(QuicConnectionProtocol):
             self._exchanges[event.stream_id].reset = event.error_code
         elif isinstance(event, StopSendingReceived):
             self._exchanges[event.stream_id].stopped = event.error_code
-        elif isinstance(event, StreamDataReceived) and event.stream_id % 4 == 3:
+        elif isinstance(event, StreamDataReceived):
+            self._received(event)
+        self._changed.set()
+
+    def _received(self, event: StreamDataReceived) -> None:
+        if self._http is None:
+            self._exchanges[event.stream_id].body += event.data
+            self._exchanges[event.stream_id].ended |= event.end_stream
+            return
+        if event.stream_id % 4 == 3:
             self._uni.setdefault(event.stream_id, bytearray()).extend(event.data)
         for each in self._http.handle_event(event):
             if isinstance(each, HeadersReceived | DataReceived):
                 self._answered(self._exchanges[each.stream_id], each)
-        self._changed.set()
 
     def _answered(self, exchange: Exchange, event: HeadersReceived | DataReceived) -> None:
         if isinstance(event, HeadersReceived):
@@ -167,14 +185,19 @@ def endless_headers(length: int = 1 << 40) -> bytes:
     return encode_uint_var(FrameType.HEADERS) + encode_uint_var(length)
 
 
+def http3(address: tuple[str, int]) -> AbstractAsyncContextManager[RawClient]:
+    """An HTTP/3 connection to a gateway whose certificate nobody checks."""
+    return quic(address, "h3")
+
+
 @asynccontextmanager
-async def http3(address: tuple[str, int]) -> AsyncIterator[RawHttp3]:
-    """A connection to a gateway whose certificate nobody checks."""
-    configuration = QuicConfiguration(is_client=True, alpn_protocols=["h3"], server_name="localhost")
+async def quic(address: tuple[str, int], alpn: str) -> AsyncIterator[RawClient]:
+    """The same under another ALPN."""
+    configuration = QuicConfiguration(is_client=True, alpn_protocols=[alpn], server_name="localhost")
     configuration.verify_mode = ssl.CERT_NONE
     loop = asyncio.get_running_loop()
     transport, client = await loop.create_datagram_endpoint(
-        lambda: RawHttp3(QuicConnection(configuration=configuration)), remote_addr=address
+        lambda: RawClient(QuicConnection(configuration=configuration)), remote_addr=address
     )
     try:
         client.connect(address)
