@@ -142,9 +142,9 @@ class ModelServerProgram:
 
 
 @contextmanager
-def model_server(models: Path, log: Path) -> Iterator[ModelServerProgram]:
+def model_server(models: Path, log: Path, *, http: str = "127.0.0.1:0") -> Iterator[ModelServerProgram]:
     """The models of a folder."""
-    command = [sys.executable, "-m", "proxy", "serve", models, "--http", "127.0.0.1:0", "--udp", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "proxy", "serve", models, "--http", http, "--udp", "127.0.0.1:0"]
     with running(command, log) as program:
         serving = program.event("serving")
         http, udp = ("{}:{}".format(*serving[door]) for door in ("http", "udp"))

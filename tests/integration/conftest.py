@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from tests.fakes.authority import Certificates, issue
 from tests.fakes.programs import GatewayProgram, ModelServerProgram
 
 Directly = Callable[[bytes, Mapping[str, Any]], dict[str, Any]]
-StartGateway = Callable[..., GatewayProgram]
+OpenGateway = Callable[[str], AbstractContextManager[GatewayProgram]]
+StartGateway = Callable[[str], GatewayProgram]
 
 # Deadlines that a machine with other work to do keeps; ports of the system's choice; loopback may choose classes.
 CONFIG = """\
@@ -42,6 +43,17 @@ def model_files() -> dict[str, bytes]:
     """Every model that the tests ask, by name."""
     identities = {f"identity-{each.lower()}": models.identity(each, ("rows", "columns")) for each in DATATYPES}
     return {"linear": models.linear(), "doubling": models.doubling(), **identities}
+
+
+def onnx_pools(folder: Path) -> str:
+    """A pool for each model, run in the gateway; `linear-batched` is `linear` in batches."""
+    lines = [
+        f"  - {{name: {path.parent.name}, model: {path.parent.name}, endpoints: [{{onnx: {path}}}]}}"
+        for path in sorted(folder.glob("*/model.onnx"))
+    ]
+    batched = f"{{onnx: {folder}/linear/model.onnx, batch: {{max_size: 8, max_wait: 20ms}}}}"
+    lines.append(f"  - {{name: linear-batched, model: linear-batched, endpoints: [{batched}]}}")
+    return "\n".join(lines)
 
 
 @pytest.fixture(scope="session")
@@ -71,26 +83,6 @@ def model_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def onnx_pools(folder: Path) -> str:
-    """A pool for each model, run in the gateway; `linear-batched` is `linear` in batches."""
-    lines = [
-        f"  - {{name: {path.parent.name}, model: {path.parent.name}, endpoints: [{{onnx: {path}}}]}}"
-        for path in sorted(folder.glob("*/model.onnx"))
-    ]
-    batched = f"{{onnx: {folder}/linear/model.onnx, batch: {{max_size: 8, max_wait: 20ms}}}}"
-    lines.append(f"  - {{name: linear-batched, model: linear-batched, endpoints: [{batched}]}}")
-    return "\n".join(lines)
-
-
-@pytest.fixture(scope="session")
-def gateway(tmp_path_factory, certificates, model_folder) -> Iterator[GatewayProgram]:
-    """A gateway that runs every model itself."""
-    conf = tmp_path_factory.mktemp("gateway") / "gateway.yaml"
-    conf.write_text(CONFIG.format(certificates=certificates, pools=onnx_pools(model_folder)))
-    with programs.gateway(conf, ca=certificates.ca) as running:
-        yield running
-
-
 @pytest.fixture(scope="session")
 def model_server(tmp_path_factory, model_folder) -> Iterator[ModelServerProgram]:
     """`inferlane serve` with every model."""
@@ -99,33 +91,42 @@ def model_server(tmp_path_factory, model_folder) -> Iterator[ModelServerProgram]
 
 
 @pytest.fixture(scope="session")
-def gateway_by_oip(tmp_path_factory, certificates, model_server) -> Iterator[GatewayProgram]:
-    """A gateway that asks the model server by HTTP/1.1."""
-    conf = tmp_path_factory.mktemp("by-oip") / "gateway.yaml"
-    pools = f"  - {{name: far, model: '*', endpoints: [{{oip: 'http://{model_server.http}'}}]}}"
-    conf.write_text(CONFIG.format(certificates=certificates, pools=pools))
-    with programs.gateway(conf, ca=certificates.ca) as running:
+def open_gateway(tmp_path_factory, certificates) -> OpenGateway:
+    """`with open_gateway(POOLS) as gateway`: POOLS are YAML lines, or one endpoint for every model."""
+
+    def opened(pools: str) -> AbstractContextManager[GatewayProgram]:
+        if pools.startswith("{"):
+            pools = f"  - {{name: pool, model: '*', endpoints: [{pools}]}}"
+        conf = tmp_path_factory.mktemp("gateway") / "gateway.yaml"
+        conf.write_text(CONFIG.format(certificates=certificates, pools=pools))
+        return programs.gateway(conf, ca=certificates.ca)
+
+    return opened
+
+
+@pytest.fixture
+def start_gateway(open_gateway) -> Iterator[StartGateway]:
+    """Starts gateways that end with the test."""
+    with ExitStack() as until_the_end:
+        yield lambda pools: until_the_end.enter_context(open_gateway(pools))
+
+
+@pytest.fixture(scope="session")
+def gateway(open_gateway, model_folder) -> Iterator[GatewayProgram]:
+    """A gateway that runs every model itself."""
+    with open_gateway(onnx_pools(model_folder)) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def gateway_by_datagram(tmp_path_factory, certificates, model_server) -> Iterator[GatewayProgram]:
-    """A gateway that asks the model server by inference datagram."""
-    conf = tmp_path_factory.mktemp("by-datagram") / "gateway.yaml"
-    pools = f"  - {{name: far, model: '*', endpoints: [{{datagram: '{model_server.udp}'}}]}}"
-    conf.write_text(CONFIG.format(certificates=certificates, pools=pools))
-    with programs.gateway(conf, ca=certificates.ca) as running:
+def gateway_by_oip(open_gateway, model_server) -> Iterator[GatewayProgram]:
+    """A gateway that asks the model server by HTTP/1.1."""
+    with open_gateway(f"{{oip: 'http://{model_server.http}'}}") as running:
         yield running
 
 
-@pytest.fixture
-def start_gateway(tmp_path, certificates) -> Iterator[StartGateway]:
-    """Starts a gateway with these pools, YAML lines; it ends with the test."""
-    with ExitStack() as until_the_end:
-
-        def start(pools: str) -> GatewayProgram:
-            conf = tmp_path / "gateway.yaml"
-            conf.write_text(CONFIG.format(certificates=certificates, pools=pools))
-            return until_the_end.enter_context(programs.gateway(conf, ca=certificates.ca))
-
-        yield start
+@pytest.fixture(scope="session")
+def gateway_by_datagram(open_gateway, model_server) -> Iterator[GatewayProgram]:
+    """A gateway that asks the model server by inference datagram."""
+    with open_gateway(f"{{datagram: '{model_server.udp}'}}") as running:
+        yield running

@@ -213,9 +213,7 @@ def upstream() -> Iterator[Meeting]:
 @pytest.fixture
 def forwarding(upstream, start_gateway) -> GatewayProgram:
     """A gateway in front of the meeting."""
-    return start_gateway(
-        f"  - {{name: meeting, model: meeting, endpoints: [{{oip: 'http://127.0.0.1:{upstream.port}'}}]}}"
-    )
+    return start_gateway(f"{{oip: 'http://127.0.0.1:{upstream.port}'}}")
 
 
 def bodies(upstream: Meeting) -> list[bytes]:

@@ -129,9 +129,9 @@ async def test_more_than_sixteen_datagrams_need_a_stream(gateway, scheme):
 
 async def test_a_body_that_no_datagram_carries_to_the_backend(gateway_by_datagram):
     async with Client(gateway_by_datagram.url(), ca=gateway_by_datagram.ca) as client:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(Refused, match="`datagram:` endpoint") as refused:
             await client.infer("identity-fp32", {"x": np.zeros((1, 8192), np.float32)})
-    print(refused.value)
+    assert refused.value.reason is Reason.USE_STREAM
 
 
 async def test_many_at_once_each_get_their_own_answer(client, directly):

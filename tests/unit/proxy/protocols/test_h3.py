@@ -117,6 +117,21 @@ def test_a_malformed_request_costs_itself_alone(talk: Conversation) -> None:
     assert talk.closed_with() is None
 
 
+def test_trailers_are_dropped_and_end_the_body(talk: Conversation) -> None:
+    encoder = pylsqpack.Encoder()
+    frames = (
+        encode_frame(FrameType.HEADERS, encoder.encode(0, GET)[1]),
+        encode_frame(FrameType.DATA, b"body"),
+        encode_frame(FrameType.HEADERS, encoder.encode(0, [(b"x-checksum", b"1")])[1]),
+    )
+    talk.raw_stream(b"".join(frames), ended=True)
+    head, data, end = talk.received
+    assert isinstance(head, HeadReceived)
+    assert head.head.fields == ()
+    assert isinstance(data, DataReceived) and isinstance(end, DataReceived)
+    assert (data.data, data.stream_ended, end.data, end.stream_ended) == (b"body", False, b"", True)
+
+
 def test_static_table_references_beyond_the_limit_are_too_large(talk: Conversation) -> None:
     # 14 KB of references to a long entry: the worst that is left when the dynamic table is closed.
     content_security_policy = b"\xff\x16"  # static entry 85, RFC 9204 appendix A

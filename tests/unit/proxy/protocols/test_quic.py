@@ -198,6 +198,17 @@ def test_version_negotiation_only_for_full_size_datagrams() -> None:
     assert QuicProtocolVersion.VERSION_1.to_bytes(4, "big") in answer
 
 
+def test_a_version_that_nobody_knows_yet_need_not_look_like_version_1() -> None:
+    """Only what RFC 8999 fixes is read: connection ids may have 255 bytes, and what follows them is anything."""
+    destination, source = bytes(range(255)), bytes(range(1, 256))
+    datagram = (b"\xc0\x1a\x2a\x3a\x4a\xff" + destination + b"\xff" + source).ljust(1200, b"\xff")
+    assert first_look(datagram, VERSIONS) == (destination, FirstLook.UNKNOWN_VERSION)
+    answer = version_negotiation(datagram, VERSIONS)
+    assert answer[0] & 0xC0 == 0xC0
+    assert answer[1:] == bytes(4) + b"\xff" + source + b"\xff" + destination + bytes([0, 0, 0, 1])
+    assert first_look(datagram[:262] + b"\xff", VERSIONS)[1] is FirstLook.STRAY
+
+
 def test_a_first_packet_with_a_short_connection_id_is_stray() -> None:
     assert first_look(_long_header(QuicProtocolVersion.VERSION_1, 1200, bytes(4)), VERSIONS)[1] is FirstLook.STRAY
 
