@@ -2,7 +2,7 @@
 """One heap of timers for a worker: many keys, each with its next moment, and one clock alarm for all.
 
 A connection's timer moves with every packet, nearly always later. Moving it later touches no heap: the old entry
-stays and, when it comes up, is put back at the true moment. Only moving it earlier pushes.
+stays, and is put where it belongs when it comes up to the top. Only moving it earlier pushes.
 """
 
 from __future__ import annotations
@@ -39,25 +39,26 @@ class TimerHeap(Generic[K]):
             self._push(key, when)
 
     def next(self) -> float | None:
-        """The moment at which `pop_due` is worth calling, or None."""
-        return self._heap[0][0] if self._heap else None
+        """The earliest moment, or None. Exact: a wake-up for a timer that has moved costs more than this."""
+        while self._heap:
+            when, _, key = self._heap[0]
+            true = self._due.get(key)
+            if when == true and self._entry[key] == when:
+                return when
+            heapq.heappop(self._heap)
+            if self._entry.get(key) == when:
+                del self._entry[key]
+                if true is not None:
+                    self._push(key, true)
+        return None
 
     def pop_due(self, now: float) -> list[K]:
         """The keys whose moment has come; each is taken out."""
         due: list[K] = []
-        while self._heap and self._heap[0][0] <= now:
-            when, _, key = heapq.heappop(self._heap)
-            if self._entry.get(key) != when:
-                continue  # an earlier entry has replaced it
-            del self._entry[key]
-            true = self._due.get(key)
-            if true is None:
-                continue
-            if true <= now:
-                del self._due[key]
-                due.append(key)
-            else:
-                self._push(key, true)
+        while (when := self.next()) is not None and when <= now:
+            _, _, key = heapq.heappop(self._heap)
+            del self._entry[key], self._due[key]
+            due.append(key)
         return due
 
     def _push(self, key: K, when: float) -> None:

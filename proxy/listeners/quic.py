@@ -80,10 +80,13 @@ class Alarms:
 
     def _arm(self) -> None:
         when = self._heap.next()
-        if when is None or (self._handle is not None and self._armed_for <= when):
-            return
         if self._handle is not None:
+            if when == self._armed_for:
+                return
             self._handle.cancel()
+            self._handle = None
+        if when is None:
+            return
         self._armed_for = when
         self._handle = self._loop.call_later(max(0.0, when - self._clock()), self._ring)
 
@@ -255,8 +258,14 @@ class QuicListener:
 
     @property
     def idle(self) -> bool:
-        """Whether no connection has a request in flight, or a reply that its client has not acknowledged."""
-        return all((peer.session is None or peer.session.idle) and peer.quic.all_acknowledged for peer in self._peers)
+        """Whether no connection has a request in flight, or a reply that its client has not acknowledged.
+
+        A client that is gone without a goodbye acknowledges nothing, and is not waited for.
+        """
+        return all(
+            (peer.session is None or peer.session.idle) and (peer.quic.all_acknowledged or peer.quic.silent)
+            for peer in self._peers
+        )
 
     def close(self) -> None:
         """Say goodbye on every connection, now."""
@@ -294,7 +303,8 @@ class QuicListener:
         now = self._clock()
         for peer in dirty:
             if peer in self._peers:
-                self._transmit(peer, now)
+                if not peer.quic.quiet(now):
+                    self._transmit(peer, now)
                 self._alarms.set(peer, peer.quic.get_timer())
 
     def _transmit(self, peer: Peer, now: float) -> None:

@@ -42,7 +42,7 @@ from aioquic.quic.packet import (
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
-from aioquic.tls import ExtensionType
+from aioquic.tls import Epoch, ExtensionType
 
 __all__ = [
     "ALPN_H3",
@@ -73,13 +73,20 @@ CID_LENGTH = 8
 MAX_PACKET = 1200
 """Every path carries it (RFC 9000 section 14), and a GSO train needs equal packets later."""
 STREAM_WINDOW = 1 << 20
-CONNECTION_WINDOW = 4 << 20
+"""Of a stream that somebody reads."""
+UNREAD_WINDOW = 32 * 1024
+"""Of a stream that nobody reads yet. All 128 that a client may open fill half of the connection's window, so requests
+that wait for a place never keep out the bytes that those with a place wait for."""
+CONNECTION_WINDOW = 8 << 20
 MAX_DATAGRAM_QUEUE = 256
+FEW_STREAMS = 64
+"""Half of the 128 that aioquic lets a client have open."""
 IDLE_TIMEOUT_S = 60.0
 # Short header, 8-byte id, 4-byte packet number, frame type and 2-byte length, 16-byte AEAD tag.
 _DATAGRAM_OVERHEAD = 1 + 8 + 4 + 3 + 16
 _MAX_STREAM_DATA_CAPACITY = 1 + 8 + 8
 _INITIAL_MINIMUM = 1200  # RFC 9000 section 14.1
+_UNANSWERED_PROBES = 3  # as many make congestion persistent: RFC 9002 section 7.6.1
 _LONG_HEADER, _FIXED_BIT = 0x80, 0x40
 
 
@@ -101,7 +108,7 @@ def server_configuration(certificate: Path, key: Path, alpn: list[str]) -> QuicC
             connection_id_length=CID_LENGTH,
             idle_timeout=IDLE_TIMEOUT_S,
             max_data=CONNECTION_WINDOW,
-            max_stream_data=STREAM_WINDOW,
+            max_stream_data=UNREAD_WINDOW,
             max_datagram_size=MAX_PACKET,
         )
         configuration.load_cert_chain(certificate, key)
@@ -206,6 +213,13 @@ class Connection(QuicConnection):
 
     def consume(self, stream_id: int, count: int) -> bool:
         """The application took `count` bytes of a stream -> whether a window frame is due (so: flush)."""
+        return self._credit(stream_id, count, STREAM_WINDOW)
+
+    def consume_framing(self, stream_id: int, count: int) -> bool:
+        """The same for bytes that the protocol took for itself: nobody reads the stream's content yet."""
+        return self._credit(stream_id, count, UNREAD_WINDOW)
+
+    def _credit(self, stream_id: int, count: int, window: int) -> bool:
         self._consumed += count
         due = self._connection_limit.consume(self._consumed)
         stream = self._streams.get(stream_id)
@@ -213,10 +227,36 @@ class Connection(QuicConnection):
             self._credited.pop(stream_id, None)
             return due
         self._credited[stream_id] = credited = self._credited.get(stream_id, 0) + count
-        if credited + STREAM_WINDOW - stream.max_stream_data_local < STREAM_WINDOW // 2:
+        if credited + window - stream.max_stream_data_local < window // 2:
             return due
-        stream.max_stream_data_local = credited + STREAM_WINDOW
+        stream.max_stream_data_local = credited + window
         return True
+
+    def quiet(self, now: float) -> bool:
+        """Whether sending now would send nothing; a cheap look that saves building packets to find out.
+
+        At one request in flight two of 3.5 wake-ups a request have nothing to say: the acknowledgement waits for its
+        delay, and what the client acknowledged needs no answer. False whenever in doubt.
+        """
+        path = self._network_paths[0]
+        return not (
+            not self._handshake_confirmed
+            or self._close_pending
+            or self._datagrams_pending
+            or self._ping_pending
+            or self._probe_pending
+            or self._handshake_done_pending
+            or self._retire_connection_ids
+            or self._streams_blocked_pending
+            or len(self._network_paths) > 1
+            or not path.is_validated
+            or path.remote_challenges
+            or self._acknowledgement_due(now)
+            or self._local_max_data.value != self._local_max_data.sent
+            or not self._crypto_streams[Epoch.ONE_RTT].sender.buffer_is_empty
+            or any(not each.was_sent for each in self._host_cids)
+            or self._streams_due()
+        )
 
     def write(self, stream_id: int, data: bytes, *, ended: bool) -> None:
         """More bytes of a stream; nothing happens where the client has stopped it meanwhile."""
@@ -251,6 +291,11 @@ class Connection(QuicConnection):
         )
 
     @property
+    def silent(self) -> bool:
+        """Whether so many probes in a row stayed without an answer that the client is taken to be gone."""
+        return self._loss._pto_count >= _UNANSWERED_PROBES
+
+    @property
     def round_trip_s(self) -> float | None:
         """Smoothed round-trip time (RFC 9002 section 5.3), None before the first sample."""
         return self._loss._rtt_smoothed if self._loss._rtt_initialized else None
@@ -275,6 +320,27 @@ class Connection(QuicConnection):
             self._datagrams_pending.popleft()
             self.datagrams_dropped += 1
         self._datagrams_pending.append(data)
+
+    def _acknowledgement_due(self, now: float) -> bool:
+        ack_at = self._spaces[Epoch.ONE_RTT].ack_at
+        return ack_at is not None and ack_at <= now
+
+    def _streams_due(self) -> bool:
+        finished = 0
+        for stream in self._streams_queue:
+            sender = stream.sender
+            if stream.is_finished:
+                finished += 1
+            elif (
+                not sender.buffer_is_empty
+                or sender.reset_pending
+                or stream.receiver.stop_pending
+                or stream.max_stream_data_local_sent != stream.max_stream_data_local
+            ):
+                return True
+        # Sending is also when finished streams are let go and the client may open others: in time, not at once.
+        openable = self._local_max_streams_bidi.sent - self._local_max_streams_bidi.used
+        return finished > 0 and (openable < FEW_STREAMS or finished > FEW_STREAMS)
 
     def _alpn_handler(self, alpn_protocol: str) -> None:
         if alpn_protocol == ALPN_NATIVE and self._datagrams:

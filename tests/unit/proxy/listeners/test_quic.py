@@ -95,6 +95,7 @@ async def test_many_writes_in_one_turn_are_one_flush(wire: Wire, monkeypatch: py
 
     monkeypatch.setattr(peer.quic, "datagrams_to_send", counted)
     for _ in range(5):
+        peer.quic.send_ping(1)
         peer.touch()
     await asyncio.sleep(0)
     assert flushes == 1
@@ -128,6 +129,20 @@ async def test_a_writer_waits_until_the_client_acknowledged(wire: Wire) -> None:
     assert not wire.listener.idle
     await wire.run(20)
     await asyncio.wait_for(waiting, 20)
+    wire.listener.close()
+
+
+async def test_a_client_that_is_gone_without_a_goodbye_is_not_waited_for(wire: Wire) -> None:
+    (peer,) = wire.listener._peers
+    wire.client.send_stream_data(0, b"x")
+    await wire.run(2)
+    peer.quic.write(0, bytes(5000), ended=True)
+    peer.touch()
+    assert not wire.listener.idle
+    async with asyncio.timeout(20):
+        while not wire.listener.idle:
+            await asyncio.sleep(0.01)  # the alarm sends probes, which nobody carries to the client
+    assert not peer.quic.all_acknowledged
     wire.listener.close()
 
 
