@@ -144,7 +144,7 @@ class NativeSession:
             self._counts[f"malformed_{error.rule}"] += 1
             self._refuse(stream_id, data, MALFORMED, ended=ended)
             return
-        self._peer.consume(stream_id, length)
+        self._peer.quic.consume_framing(stream_id, length)
         self._begin(stream_id, header)
         self._feed(stream_id, self._bodies[stream_id], data[length:], ended=ended)
 

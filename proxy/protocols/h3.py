@@ -79,7 +79,7 @@ class Http3(H3Connection):
             self._next_request = max(self._next_request, event.stream_id + 4)
         handed_out = sum(len(each.data) for each in events if isinstance(each, DataReceived))
         taken = held + len(event.data) - self._held(event.stream_id) - handed_out
-        self._connection.consume(event.stream_id, taken)
+        self._connection.consume_framing(event.stream_id, taken)
         return events
 
     def send_reply(self, stream_id: int, head: Sequence[tuple[bytes, bytes]], body: bytes, *, ended: bool) -> None:

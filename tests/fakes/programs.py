@@ -58,9 +58,12 @@ class Program:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The lines of a JSON log with this event, as far as they are written."""
-        whole = self.log.read_text().rpartition("\n")[0]
-        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
-        return [line for line in lines if line["event"] == name]
+        return [line for line in map(json.loads, self._json_lines()) if line["event"] == name]
+
+    def faults(self) -> list[str]:
+        """What a JSON log tells of bugs: errors, and whatever the log did not write."""
+        errors = [line for line in self._json_lines() if json.loads(line)["level"] == "error"]
+        return errors + [line for line in self._lines() if not line.startswith("{")]
 
     def event(self, name: str) -> dict[str, Any]:
         """The first line with this event, as soon as it is written."""
@@ -81,15 +84,30 @@ class Program:
         self._process.kill()
         self._process.wait(PATIENCE_S)
 
+    def _json_lines(self) -> list[str]:
+        return [line for line in self._lines() if line.startswith("{")]
+
+    def _lines(self) -> list[str]:
+        return self.log.read_text().rpartition("\n")[0].splitlines()
+
 
 @contextmanager
 def running(command: Sequence[str | Path], log: Path) -> Iterator[Program]:
-    """A program for as long as the block takes."""
+    """A program for as long as the block takes. It ends well when it is asked to, unless the test killed it."""
     program = Program(command, log)
     try:
         yield program
     finally:
-        program.end()
+        code = program.end()
+    assert code in (0, -signal.SIGKILL), f"{program!r} ended with {code}:\n{log.read_text()}"
+
+
+@contextmanager
+def of_ours(command: Sequence[str | Path], log: Path) -> Iterator[Program]:
+    """One of our own commands, whose log is JSON and must not tell of a bug."""
+    with running([sys.executable, "-m", "proxy", *command], log) as program:
+        yield program
+    assert not program.faults()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +130,11 @@ class GatewayProgram:
         samples = (sample for family in families for sample in family.samples if sample.name == name)
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
-    def answered(self, request_id: str) -> dict[str, Any]:
-        """The log line of a request."""
-        return self.program.waited_for(
-            lambda: next(
-                (line for line in self.program.events("request_finished") if line["request_id"] == request_id), None
-            ),
-            f"the line of request {request_id}",
-        )
-
 
 @contextmanager
 def gateway(conf: Path, *, ca: Path) -> Iterator[GatewayProgram]:
     """The gateway of a config whose ports are all 0."""
-    command = [sys.executable, "-m", "proxy", "run", conf, "--state-dir", conf.parent / "state"]
-    with running(command, conf.with_suffix(".log")) as program:
+    with of_ours(["run", conf, "--state-dir", conf.parent / "state"], conf.with_suffix(".log")) as program:
         address = program.event("listening")["addresses"][0]
         admin = program.event("admin_listening")["address"]
         yield GatewayProgram(program, port=int(address.rpartition(":")[2]), admin=admin, ca=ca)
@@ -144,8 +152,7 @@ class ModelServerProgram:
 @contextmanager
 def model_server(models: Path, log: Path, *, http: str = "127.0.0.1:0") -> Iterator[ModelServerProgram]:
     """The models of a folder."""
-    command = [sys.executable, "-m", "proxy", "serve", models, "--http", http, "--udp", "127.0.0.1:0"]
-    with running(command, log) as program:
+    with of_ours(["serve", models, "--http", http, "--udp", "127.0.0.1:0"], log) as program:
         serving = program.event("serving")
         http, udp = ("{}:{}".format(*serving[door]) for door in ("http", "udp"))
         yield ModelServerProgram(program, http=http, udp=udp)

@@ -23,7 +23,13 @@ class Pair:
     """One client, one server connection, and the lossless wire between them."""
 
     def __init__(
-        self, state_dir: Path, *, alpn: str = "h3", datagrams: bool = True, client_datagrams: bool = True
+        self,
+        state_dir: Path,
+        *,
+        alpn: str = "h3",
+        datagrams: bool = True,
+        client_datagrams: bool = True,
+        step_s: float = 0.05,
     ) -> None:
         certificate, key = development_certificate(state_dir)
         self.configuration = server_configuration(certificate, key, ["h3", "inferlane/1"])
@@ -32,6 +38,9 @@ class Pair:
         if client_datagrams:
             client.max_datagram_frame_size = 65535
         self.now = 100.0
+        self._step_s = step_s
+        self.quiet_rounds = 0
+        """Rounds in which the server had nothing to send and said so; that it then sends nothing is checked in each."""
         self.client = QuicConnection(configuration=client)
         self.client.connect(SERVER, now=self.now)
         self.server = Connection(
@@ -44,7 +53,7 @@ class Pair:
     def run(self, rounds: int = 12) -> None:
         """Carry everything that either side wants to say, until both are quiet."""
         for _ in range(rounds):
-            self.now += 0.05
+            self.now += self._step_s
             for each in (self.client, self.server):
                 timer = each.get_timer()
                 if timer is not None and timer <= self.now:
@@ -53,7 +62,10 @@ class Pair:
             for datagram, _ in said:
                 self.server.receive_datagram(datagram, CLIENT, self.now)
             self.take()
+            quiet = bool(self.server._network_paths) and self.server.quiet(self.now)
             answered = self.server.datagrams_to_send(self.now) if self.server._network_paths else []
+            assert not (quiet and answered), "the connection said that it had nothing to send"
+            self.quiet_rounds += quiet
             for datagram, _ in answered:
                 self.client.receive_datagram(datagram, SERVER, self.now)
             self.take()

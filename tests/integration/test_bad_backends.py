@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -20,6 +21,7 @@ from aioquic.h3.connection import ErrorCode
 import inferlane
 from inferlane import oip
 from inferlane.errors import ConnectionFailed, Refused
+from tests.fakes.authority import issue
 from tests.fakes.live_gateway import CLASSES, LiveGateway, live_gateway, oip_pool, write_config
 from tests.fakes.raw_quic import RawClient, http3, section
 from tests.fakes.raw_server import Peer, RawServer
@@ -289,6 +291,26 @@ async def test_a_slow_backend_is_late_for_one_class_and_in_time_for_another(tmp_
     await server.close()
 
 
+async def test_a_backend_whose_certificate_nobody_vouches_for(tmp_path: Path) -> None:
+    trusted, other = (issue(make_folder(tmp_path / name)) for name in ("trusted", "other"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(other.cert, other.key)
+    secure, plain = RawServer(), RawServer()
+    await secure.start(context)
+    await plain.start()
+    for server in (secure, plain):
+        endpoint = f"{{oip: 'https://127.0.0.1:{server.port}', tls: {{ca: {trusted.ca}}}}}"
+        pools = f"[{{name: far, model: m, endpoints: [{endpoint}]}}]"
+        async with live_gateway(write_config(tmp_path, pools)) as gateway, http3(gateway.address) as client:
+            reply = client.send(section(INFER, SOON), b"{}")
+            if server is plain:
+                (await server.accept()).say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            await reply.over()
+            assert (reply.status, reply.document["reason"]) == DOWN
+            await gateway.nothing_in_flight()
+        await server.close()
+
+
 async def test_a_datagram_backend_that_is_down(tmp_path: Path) -> None:
     async with asking_datagrams(closed_port(socket.SOCK_DGRAM), tmp_path) as (gateway, client):
         reply = await client.ask(section(INFER), b"{}")
@@ -340,3 +362,8 @@ def closed_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
     with socket.socket(socket.AF_INET, kind) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from proxy.protocols.quic import (
     CONNECTION_WINDOW,
     MAX_DATAGRAM_QUEUE,
     STREAM_WINDOW,
+    UNREAD_WINDOW,
     FirstLook,
     TlsError,
     first_look,
@@ -56,6 +58,7 @@ def test_the_privates_we_override_are_what_they_were() -> None:
     recovery = inspect.getsource(QuicPacketRecovery)
     assert "_rtt_smoothed" in recovery
     assert "_rtt_initialized" in recovery
+    assert "_pto_count" in recovery
 
 
 def test_the_handshake_settles_on_an_alpn_and_measures_the_round_trip(pair: Pair) -> None:
@@ -69,7 +72,40 @@ def test_an_application_that_reads_nothing_stops_the_sender_at_the_window(pair: 
     pair.client.send_stream_data(stream_id, bytes(4 * STREAM_WINDOW))
     pair.run(400)
     received = sum(len(each.data) for each in pair.server_events if isinstance(each, StreamDataReceived))
-    assert received == STREAM_WINDOW
+    assert received == UNREAD_WINDOW
+
+
+def test_a_stream_that_is_read_gets_a_wider_window(pair: Pair) -> None:
+    stream_id = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(stream_id, bytes(4 * STREAM_WINDOW))
+    pair.run(2)
+    assert not pair.server.consume_framing(stream_id, 100)
+    assert pair.server._streams[stream_id].max_stream_data_local == UNREAD_WINDOW
+    assert pair.server.consume(stream_id, 1)
+    assert pair.server._streams[stream_id].max_stream_data_local == STREAM_WINDOW + 101
+    assert not pair.server.consume_framing(stream_id, UNREAD_WINDOW)
+    assert pair.server._streams[stream_id].max_stream_data_local == STREAM_WINDOW + 101
+
+
+def test_streams_that_nobody_reads_leave_the_connection_to_one_that_is_read(pair: Pair) -> None:
+    """Requests in the queue hold their bytes unread; one with a place must get all of its own."""
+    streams = [pair.client.get_next_available_stream_id()]
+    for _ in range(127):
+        pair.client.send_stream_data(streams[-1], bytes(2 * UNREAD_WINDOW))
+        streams.append(pair.client.get_next_available_stream_id())
+    size = CONNECTION_WINDOW
+    pair.client.send_stream_data(streams[-1], bytes(size), end_stream=True)
+    received = 0
+    for _ in range(3000):
+        pair.run(1)
+        for event in pair.server_events:
+            if isinstance(event, StreamDataReceived) and event.stream_id == streams[-1]:
+                received += len(event.data)
+                pair.server.consume(event.stream_id, len(event.data))
+        pair.server_events.clear()
+        if received == size:
+            break
+    assert received == size
 
 
 def test_what_is_consumed_is_credited(pair: Pair) -> None:
@@ -172,6 +208,33 @@ def test_what_was_written_is_buffered_until_acknowledged(pair: Pair) -> None:
     pair.run()
     assert pair.server.buffered(stream_id) == 0
     assert pair.server.all_acknowledged
+
+
+@pytest.mark.parametrize("step_s", [0.0001, 0.002, 0.05])
+def test_a_connection_that_says_it_is_quiet_sends_nothing(tmp_path: Path, step_s: float) -> None:
+    """Whatever either side does: Pair.run checks every round, at steps around the acknowledgement's delay."""
+    pair, rng = Pair(tmp_path, alpn="inferlane/1", step_s=step_s), random.Random(7)
+    deeds = [
+        lambda: pair.client.send_stream_data(pair.client.get_next_available_stream_id(), b"x" * 500, end_stream=True),
+        lambda: pair.client.send_datagram_frame(b"x"),
+        lambda: pair.client.send_ping(1),
+        lambda: pair.client.request_key_update(),
+        lambda: pair.client.change_connection_id(),
+        lambda: pair.server.send_datagram_frame(b"x"),
+        lambda: [pair.server.write(each, b"y" * 3000, ended=True) for each in open_streams()],
+        lambda: [pair.server.stop_sending(each, 1) for each in open_streams()[:1]],
+        lambda: [pair.server.consume(each, 500) for each in open_streams()],
+    ]
+
+    def open_streams() -> list[int]:
+        streams = pair.server._streams
+        return [each for each in streams if each % 4 == 0 and streams[each].sender._buffer_fin is None]
+
+    for _ in range(300):
+        rng.choice(deeds)()
+        pair.run(rng.randrange(1, 4))
+    pair.run(200)
+    assert pair.quiet_rounds > 100
 
 
 @given(st.binary(max_size=1500))
