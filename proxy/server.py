@@ -139,11 +139,11 @@ async def run(config: Config, *, state_dir: Path) -> None:
     """Serve until SIGTERM or SIGINT, drain, return."""
     logs.configure(config.log.format, config.log.level)
     gateway = Gateway(config, state_dir=state_dir)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, stop.set)
     await gateway.start()
+    # Only now: a signal while models load has nothing to finish, and may end the process as it always does.
+    stop = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
     try:
         await stop.wait()
         await gateway.drain()

@@ -17,6 +17,7 @@ import ssl
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
@@ -79,6 +80,11 @@ UNREAD_WINDOW = 32 * 1024
 that wait for a place never keep out the bytes that those with a place wait for."""
 CONNECTION_WINDOW = 8 << 20
 MAX_DATAGRAM_QUEUE = 256
+ACK_DELAY_S = 0.005
+"""Longest wait of an acknowledgement for a reply to ride on; we advertise 25 ms (RFC 9000 section 18.2)."""
+PACKETS_BEFORE_ACK = 2
+"""A request is a packet, often with the acknowledgement of the last reply before it. More is an upload, which slows down
+without acknowledgements (RFC 9000 section 13.2.2)."""
 FEW_STREAMS = 64
 """Half of the 128 that aioquic lets a client have open."""
 IDLE_TIMEOUT_S = 60.0
@@ -207,6 +213,8 @@ class Connection(QuicConnection):
         self._datagrams = datagrams
         self._connection_limit = ConsumedLimit(configuration.max_data)
         self._local_max_data = self._connection_limit
+        self._ack_delay = ACK_DELAY_S
+        self._largest_acknowledged = 0
         self._consumed = 0
         self._credited: dict[int, int] = {}
         self.datagrams_dropped = 0
@@ -321,9 +329,19 @@ class Connection(QuicConnection):
             self.datagrams_dropped += 1
         self._datagrams_pending.append(data)
 
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
+        """What there is to send. An acknowledgement that is waiting goes along: alone it would be one packet more."""
+        space = self._spaces.get(Epoch.ONE_RTT)
+        if space is not None and space.ack_at is not None and self._handshake_confirmed:
+            space.ack_at = min(space.ack_at, now)
+            self._largest_acknowledged = space.largest_received_packet
+        return super().datagrams_to_send(now)
+
     def _acknowledgement_due(self, now: float) -> bool:
-        ack_at = self._spaces[Epoch.ONE_RTT].ack_at
-        return ack_at is not None and ack_at <= now
+        space = self._spaces[Epoch.ONE_RTT]
+        if space.ack_at is None:
+            return False
+        return space.ack_at <= now or space.largest_received_packet - self._largest_acknowledged > PACKETS_BEFORE_ACK
 
     def _streams_due(self) -> bool:
         finished = 0

@@ -165,7 +165,8 @@ def _envoy(conf: str, folder: Path) -> Iterator[str]:
     file.write_text(conf)
     package = find_spec("envoy")
     assert package is not None and package.origin is not None
-    command = [Path(package.origin).parent / "_bin" / "envoy", "-c", file, "--admin-address-path", admin]
+    program_file = Path(package.origin).parent / "_bin" / "envoy"
+    command: list[str | Path] = [program_file, "-c", file, "--admin-address-path", admin]
     command += ["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
     with running(command, folder / "envoy.log") as program:
         address = program.waited_for(lambda: admin.read_text() if admin.exists() else None, "the admin address")
@@ -189,8 +190,8 @@ def _listener(admin: str) -> str | None:
 def _caddy(conf: str, port: int, folder: Path) -> Iterator[str]:
     file = folder / "Caddyfile"
     file.write_text(conf)
-    command = [Path(sys.prefix) / "bin" / "caddy", "run", "--adapter", "caddyfile", "--config", file]
-    with running(command, folder / "caddy.log") as program:
+    caddy = Path(sys.prefix) / "bin" / "caddy"
+    with running([caddy, "run", "--adapter", "caddyfile", "--config", file], folder / "caddy.log") as program:
         program.waited_for(lambda: _connects(port), "a port that is open")
         yield f"127.0.0.1:{port}"
 

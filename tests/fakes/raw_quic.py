@@ -89,6 +89,11 @@ class Exchange:
         self.client.quic.stop_stream(self.stream_id, error_code)
         self.client.transmit()
 
+    def abandon(self) -> None:
+        """Both, as RFC 9114 section 4.1.1 has it."""
+        self.cancel()
+        self.stop()
+
 
 class RawClient(QuicConnectionProtocol):
     """One connection, speaking HTTP/3 or, under any other ALPN, nothing but streams."""
@@ -106,11 +111,17 @@ class RawClient(QuicConnectionProtocol):
 
     def send(self, fields: Iterable[Field], body: bytes | None = None, *, end: bool = True) -> Exchange:
         """A request: its HEADERS frame and, where there is a body, one DATA frame."""
+        exchange = self.open(fields, body, end=end)
+        self.transmit()
+        return exchange
+
+    def open(self, fields: Iterable[Field], body: bytes | None = None, *, end: bool = True) -> Exchange:
+        """A request that goes out with the next transmission, in turns with others."""
         exchange = self.stream()
         frames = self.headers(exchange.stream_id, fields)
         if body is not None:
             frames += encode_frame(FrameType.DATA, body)
-        exchange.send_raw(frames, end=end)
+        self.quic.send_stream_data(exchange.stream_id, frames, end)
         return exchange
 
     def headers(self, stream_id: int, fields: Iterable[Field]) -> bytes:

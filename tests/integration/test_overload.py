@@ -161,6 +161,24 @@ async def answered(client: RawClient, peer: Peer) -> Exchange:
     return await asking.over()
 
 
+async def test_long_bodies_that_wait_do_not_keep_out_the_one_that_is_served(
+    gateway: LiveGateway, client: RawClient, backend: RawServer, occupied: Occupied
+) -> None:
+    """Together they are longer than the connection's window, and the client sends them in turns."""
+    size = 600 * 1024
+    asked = [client.open(section(INFER, (b"content-length", b"%d" % size)), bytes(size)) for _ in range(16)]
+    client.transmit()
+    await waiting(gateway, len(asked))
+    await occupied.ends()
+    peer = occupied.peer
+    for _ in asked:
+        _, body = await peer.request()
+        assert len(body) == size
+        peer.say(ANSWER)
+    assert [(await each.over()).status for each in asked] == [200] * len(asked)
+    await gateway.nothing_in_flight()
+
+
 async def test_requests_are_bounded(gateway: LiveGateway, occupied: Occupied) -> None:
     too_many = 20
     async with AsyncExitStack() as stack:
