@@ -152,7 +152,7 @@ class Pipeline:
     def _pool(self, arrival: Arrival, answered: Answered) -> Pool:
         pool = self._routes.pool_for(arrival.model)
         if pool is None:
-            raise Refused(Reason.UNKNOWN_MODEL, f"no pool serves model {arrival.model!r}; see `pools` in the config")
+            raise Refused(Reason.UNKNOWN_MODEL, f"no pool here serves model {arrival.model!r}")
         answered.pool = pool.name
         return pool
 

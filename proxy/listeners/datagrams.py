@@ -115,11 +115,9 @@ class _Responder:
 
 async def _gather(pieces: Pieces) -> bytes:
     """A piecewise body as a whole, as far as datagrams can carry one."""
-    body = bytearray()
+    body, most = bytearray(), MAX_FRAGMENTS * MAX_DATAGRAM
     async for piece in pieces:
         body += piece
-        if len(body) > MAX_FRAGMENTS * MAX_DATAGRAM:
-            raise Refused(
-                Reason.USE_STREAM, f"the answer has more than {len(body)} bytes; ask over quic:// or https://"
-            )
+        if len(body) > most:
+            raise Refused(Reason.USE_STREAM, f"the answer is longer than {most} bytes; ask over quic:// or https://")
     return bytes(body)

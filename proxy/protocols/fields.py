@@ -32,6 +32,8 @@ _AUTHORITY = re.compile(rb"(?:[A-Za-z0-9\-._~]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,15}").fullmatch  # not int(): it takes "+3" and "0_3"
 
 _PSEUDO = frozenset({b":method", b":scheme", b":authority", b":path"})
+# Envoy in front of us passes its own client's scheme on (RFC 9114 section 4.3.1 allows any); nothing here turns on it.
+_SCHEMES = frozenset({b"https", b"http"})
 # RFC 9114 section 4.2; a request that carries one is malformed.
 _CONNECTION_SPECIFIC = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
 # Meant for this hop only: taken note of or ignored here, never handed on.
@@ -98,8 +100,8 @@ def _head(pseudo: dict[bytes, bytes], once: dict[bytes, bytes], fields: Fields) 
     authority = pseudo.get(b":authority", b"") or once.get(b"host", b"")
     if not _METHOD(method):
         raise MalformedRequest(":method is missing or not an upper-case word")
-    if pseudo.get(b":scheme") != b"https":
-        raise MalformedRequest(":scheme is missing or not https")
+    if pseudo.get(b":scheme") not in _SCHEMES:
+        raise MalformedRequest(":scheme is missing or neither https nor http")
     if len(path) > MAX_PATH or not _PATH(path) or _AMBIGUOUS_PATH(path):
         raise MalformedRequest(":path is missing, too long, or has characters or escapes that servers read differently")
     if not _AUTHORITY(authority):

@@ -83,8 +83,8 @@ MAX_DATAGRAM_QUEUE = 256
 ACK_DELAY_S = 0.005
 """Longest wait of an acknowledgement for a reply to ride on; we advertise 25 ms (RFC 9000 section 18.2)."""
 PACKETS_BEFORE_ACK = 2
-"""A request is a packet, often with the acknowledgement of the last reply before it. More is an upload, which slows down
-without acknowledgements (RFC 9000 section 13.2.2)."""
+"""A request is one packet, often with the acknowledgement of the last reply before it. More is an upload, which slows
+down without acknowledgements (RFC 9000 section 13.2.2)."""
 FEW_STREAMS = 64
 """Half of the 128 that aioquic lets a client have open."""
 IDLE_TIMEOUT_S = 60.0

@@ -20,8 +20,7 @@ from string import Template
 from tests.fakes.authority import Certificates
 from tests.fakes.programs import PATIENCE_S, running
 
-# Cleartext in front, HTTP/3 to the gateway. Envoy hands on the :scheme of its own client, here http, which our HTTP/3
-# refuses; match_upstream says what the connection to the gateway is.
+# Cleartext in front, HTTP/3 to the gateway. Envoy hands on the :scheme of its own client, here http.
 _ENVOY_IN_FRONT = Template("""\
 admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}
 static_resources:
@@ -34,7 +33,6 @@ static_resources:
         typed_config:
           '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: main
-          scheme_header_transformation: {match_upstream: true}
           route_config:
             virtual_hosts:
             - {name: all, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: upstream, timeout: 60s}}]}

@@ -98,7 +98,7 @@ BAD_PSEUDO: dict[str, list[Field]] = {
     "no path": section(INFER)[:3],
     "no authority": [*section(INFER)[:2], *section(INFER)[3:]],
     "two methods": [(b":method", b"POST"), *section(INFER)],
-    "plain http": [(each[0], b"http") if each[0] == b":scheme" else each for each in section(INFER)],
+    "another scheme": [(each[0], b"ftp") if each[0] == b":scheme" else each for each in section(INFER)],
     "a user in the authority": [
         (each[0], b"me@localhost") if each[0] == b":authority" else each for each in section(INFER)
     ],
