@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml sdk/pyproject.toml
 model: $(MODEL)  ## fetch the demo model into models/magika/
 
 $(MODEL): | $(STAMP)
-	$(BIN)/python -m proxy.demo_model
+	$(BIN)/python -m proxy.demo.model
 
 demo: $(STAMP)  ## real files through all four transports of a gateway in this terminal, as a table
 	$(BIN)/inferlane demo
@@ -49,7 +49,7 @@ format: $(STAMP)  ## put all sources into the one format
 	$(BIN)/ruff check --fix .
 
 schema: $(STAMP)  ## write proxy/inferlane.schema.json anew from the settings
-	$(BIN)/python -m proxy.schema
+	$(BIN)/python -m proxy.config.schema
 
 bench-h3: $(STAMP)  ## CPU per HTTP/3 request, beside Envoy in the same run (needs Debian's nginx)
 	$(BIN)/python -m benchmarks.h3

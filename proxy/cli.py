@@ -20,7 +20,7 @@ from proxy.state import state_directory
 
 if TYPE_CHECKING:
     from inferlane.messages import Reply
-    from proxy.config import Config
+    from proxy.config.loading import Config
 
 __all__ = ["app", "main"]
 
@@ -177,8 +177,8 @@ def serve(
 
     from backends.errors import BackendError
     from backends.settings import BatchSettings
+    from proxy.config.settings import Bind
     from proxy.serve import run as serve_models
-    from proxy.settings import Bind
     from qos.units import parse_duration
 
     with _expecting(BackendError, OSError, ValueError, code=MISUSED):
@@ -199,8 +199,8 @@ def demo(as_json: AsJson = False) -> None:
     """Start a gateway here, ask it about real files over every transport, print the answers and their latency."""
     import asyncio
 
-    from proxy import demo as shown
-    from proxy.demo_model import DemoError
+    from proxy.demo import showing as shown
+    from proxy.demo.model import DemoError
 
     config = _load(shown.CONF)
     with _expecting(DemoError, code=FAILED):
@@ -231,7 +231,7 @@ def cert(
 
 
 def _load(conf: Path) -> Config:
-    from proxy.config import ConfigError, load
+    from proxy.config.loading import ConfigError, load
 
     try:
         return load(conf)

@@ -14,8 +14,8 @@ from backends.pool import Pool
 from backends.routes import Routes
 from backends.settings import DatagramSettings, EndpointSettings, OnnxSettings, PoolSettings
 from inferlane.errors import Refused
+from proxy.config.settings import Config, ListenerSettings
 from proxy.protocols.oip_http import Head, head, target
-from proxy.settings import Config, ListenerSettings
 from qos.classify import classify
 from qos.dscp import dscp_name, parse_dscp
 from qos.schema import did_you_mean, shown

@@ -25,13 +25,13 @@ from backends.build import build
 from backends.errors import BackendError
 from backends.settings import BatchSettings, OnnxSettings, PoolSettings
 from proxy.bind import bind_tcp, bind_unix
+from proxy.config.settings import Bind
 from proxy.gate import Gate
 from proxy.listeners.door import Door, DoorPlan
 from proxy.listeners.http1 import Http1Door
 from proxy.listeners.quic import Alarms
 from proxy.pipeline import Pipeline
 from proxy.server import DRAIN_S, VERSION
-from proxy.settings import Bind
 from proxy.telemetry import logs
 from proxy.telemetry.finished import Telemetry
 from proxy.telemetry.metrics import Metrics

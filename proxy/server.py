@@ -13,13 +13,13 @@ import structlog
 
 from backends.build import build
 from proxy.certificate import development_certificate
-from proxy.config import Config
+from proxy.config.loading import Config
+from proxy.config.settings import ListenerSettings, TlsFiles
 from proxy.gate import Gate
 from proxy.listeners.door import Door, DoorPlan, alpn_of
 from proxy.listeners.quic import Alarms
 from proxy.pipeline import Pipeline
 from proxy.protocols.quic import server_configuration
-from proxy.settings import ListenerSettings, TlsFiles
 from proxy.telemetry import logs
 from proxy.telemetry.admin import AdminServer
 from proxy.telemetry.finished import Telemetry

@@ -15,7 +15,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.config import load
+from proxy.config.loading import load
 from proxy.server import Gateway
 
 # Longer than anything here takes; a test that waits this long has failed.

@@ -9,11 +9,11 @@ import subprocess
 
 import pytest
 
-from proxy.config import load
-from proxy.demo import CONF, SCHEMES, demo
-from proxy.demo_inputs import samples
-from proxy.demo_model import DIRECTORY, DemoError
-from proxy.settings import Bind
+from proxy.config.loading import load
+from proxy.config.settings import Bind
+from proxy.demo.inputs import samples
+from proxy.demo.model import DIRECTORY, DemoError
+from proxy.demo.showing import CONF, SCHEMES, demo
 
 pytestmark = pytest.mark.needs_model
 

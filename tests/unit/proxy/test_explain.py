@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from proxy.config import load
+from proxy.config.loading import load
 from proxy.explain import ExplainedRequest, Explanation, explain
 
 TEXT = """\

@@ -26,8 +26,8 @@ from tritonclient.utils import InferenceServerException
 from backends.errors import BackendError
 from backends.settings import BatchSettings
 from inferlane.client import Client
+from proxy.config.settings import Bind
 from proxy.serve import LONGEST_S, ModelServer, find_models, pools_of, trusting_policy
-from proxy.settings import Bind
 from qos.classify import classify
 from tests.fakes.models import identity, linear
 from tests.fakes.walk import arrival

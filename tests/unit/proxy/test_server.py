@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backends.errors import BackendError
-from proxy.config import Config, load
+from proxy.config.loading import Config, load
 from proxy.protocols.quic import TlsError
 from proxy.server import Gateway
 

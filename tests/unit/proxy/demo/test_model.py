@@ -8,8 +8,8 @@ import zipfile
 
 import pytest
 
-from proxy import demo_model
-from proxy.demo_model import DemoError, fetch, unpack
+from proxy.demo import model as demo_model
+from proxy.demo.model import DemoError, fetch, unpack
 
 CONTENTS = {
     "magika/models/standard_v3_3/model.onnx": b"a model",

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from backends.settings import DatagramSettings, OipSettings, OnnxSettings
-from proxy.config import MAX_BYTES, MAX_FAULTS, Config, ConfigError, load
-from proxy.settings import Bind
+from proxy.config.loading import MAX_BYTES, MAX_FAULTS, Config, ConfigError, load
+from proxy.config.settings import Bind
 from qos.settings import BUILT_IN_CLASSES, class_table
 
-CONF = Path(__file__).parents[3] / "conf"
+CONF = Path(__file__).parents[4] / "conf"
 SCHEMA = json.loads((CONF.parent / "proxy/inferlane.schema.json").read_text())
 ALL_KEYS = {key for table in (SCHEMA, *SCHEMA["$defs"].values()) for key in table["properties"]}
 LEAST = """\

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.config_checks import cross_faults
-from proxy.config_errors import key_path
-from proxy.positions import parse
+from proxy.config.checks import cross_faults
+from proxy.config.errors import key_path
+from proxy.config.positions import parse
 
 CLASSES = "classes: [{name: fast, dscp: EF, deadline: 1s, default: true}, {name: slow, dscp: LE, deadline: 2s}]"
 

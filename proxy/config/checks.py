@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
-from proxy.config_errors import Fault, key_path, unknown_name
-from proxy.positions import Path
-from proxy.settings import TRANSPORTS, Bind
+from proxy.config.errors import Fault, key_path, unknown_name
+from proxy.config.positions import Path
+from proxy.config.settings import TRANSPORTS, Bind
 from qos.schema import shown
 from qos.settings import BUILT_IN_CLASSES
 from qos.units import format_duration, parse_duration

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.positions import MAX_DEPTH, MAX_VALUES, Position, YamlError, parse
+from proxy.config.positions import MAX_DEPTH, MAX_VALUES, Position, YamlError, parse
 
 TEXT = """\
 version: 1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 __all__ = ["DIRECTORY", "DemoError", "fetch", "unpack"]
 
-DIRECTORY = Path(__file__).parent.parent / "models" / "magika"
+DIRECTORY = Path(__file__).parents[2] / "models" / "magika"
 
 _VERSION = "1.0.3"
 # One wheel for every machine: the model in it is the same everywhere, only the program `magika` is Linux's.
@@ -78,7 +78,7 @@ def _download(scratch: Path) -> Path:
 
 
 def main() -> int:
-    """`python -m proxy.demo_model`, for the Makefile."""
+    """`python -m proxy.demo.model`, for the Makefile."""
     try:
         print(f"the demo model is in {fetch()}")  # noqa: T201  a command's answer
     except DemoError as error:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.magika import Answer, Magika
+from proxy.demo.magika import Answer, Magika
 
 SMALL = Magika(
     begin_size=8,
@@ -85,6 +85,6 @@ def test_an_output_of_another_shape_is_named():
 
 @pytest.mark.needs_model
 def test_the_wheels_own_config_is_understood():
-    magika = Magika.load(Path(__file__).parents[3] / "models" / "magika")
+    magika = Magika.load(Path(__file__).parents[4] / "models" / "magika")
     assert (magika.begin_size + magika.end_size, len(magika.labels), magika.padding) == (2048, 214, 256)
     assert "python" in magika.text and "elf" not in magika.text

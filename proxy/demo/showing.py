@@ -24,17 +24,17 @@ from inferlane.client import Client
 from inferlane.errors import ConnectionFailed, Refused
 from inferlane.messages import Timing
 from proxy.certificate import CertificateError
-from proxy.demo_inputs import Sample, samples
-from proxy.demo_model import DIRECTORY, DemoError, fetch
-from proxy.magika import INPUT, MODEL, OUTPUT, Answer, Magika
+from proxy.config.settings import Config
+from proxy.demo.inputs import Sample, samples
+from proxy.demo.magika import INPUT, MODEL, OUTPUT, Answer, Magika
+from proxy.demo.model import DIRECTORY, DemoError, fetch
 from proxy.protocols.quic import TlsError
 from proxy.server import Gateway
-from proxy.settings import Config
 from proxy.telemetry import logs
 
 __all__ = ["CONF", "Row", "demo", "document", "table"]
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 CONF = CHECKOUT / "conf" / "demo.yaml"
 SCHEMES = ("https", "quic", "quic+datagram", "udp")
 REPETITIONS = 25

@@ -3,15 +3,15 @@ from __future__ import annotations
 
 import json
 
-from proxy.schema import SCHEMA_FILE, json_schema
-from proxy.settings import Config
+from proxy.config.schema import SCHEMA_FILE, json_schema
+from proxy.config.settings import Config
 
 SCHEMA = json.loads(json_schema())
 TABLES = SCHEMA["$defs"]
 
 
 def test_the_file_is_up_to_date():
-    assert SCHEMA_FILE.read_text(encoding="utf-8") == json_schema(), "run: python -m proxy.schema"
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == json_schema(), "run: python -m proxy.config.schema"
 
 
 def test_an_editor_knows_the_keys_and_refuses_others():

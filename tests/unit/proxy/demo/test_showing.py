@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from inferlane.messages import Timing
-from proxy.demo import Row, document, table
-from proxy.demo_inputs import Sample
-from proxy.magika import Answer
+from proxy.demo.inputs import Sample
+from proxy.demo.magika import Answer
+from proxy.demo.showing import Row, document, table
 
 SAMPLE = Sample(Path("/somewhere/README.md"), "interactive")
 

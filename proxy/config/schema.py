@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The JSON Schema of the config, from which editors complete it. `python -m proxy.schema` writes the file."""
+"""The JSON Schema of the config, from which editors complete it. `python -m proxy.config.schema` writes the file."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from proxy.settings import Config
+from proxy.config.settings import Config
 
 __all__ = ["SCHEMA_FILE", "json_schema"]
 
-SCHEMA_FILE = Path(__file__).with_name("inferlane.schema.json")
+SCHEMA_FILE = Path(__file__).parent.with_name("inferlane.schema.json")
 
 
 def json_schema() -> str:

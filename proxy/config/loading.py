@@ -13,10 +13,10 @@ from pathlib import Path as FilePath
 
 from pydantic import ValidationError
 
-from proxy.config_checks import cross_faults
-from proxy.config_errors import ConfigError, Fault, Problem, key_path, located, shape_faults
-from proxy.positions import Node, Path, YamlError, parse
-from proxy.settings import Config
+from proxy.config.checks import cross_faults
+from proxy.config.errors import ConfigError, Fault, Problem, key_path, located, shape_faults
+from proxy.config.positions import Node, Path, YamlError, parse
+from proxy.config.settings import Config
 from qos.schema import Reading, shown
 
 __all__ = ["Config", "ConfigError", "Problem", "load"]

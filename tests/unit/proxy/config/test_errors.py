@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from proxy.config_errors import ConfigError, Fault, Problem, key_path, located, shape_faults, unknown_name
-from proxy.positions import parse
-from proxy.settings import Config
+from proxy.config.errors import ConfigError, Fault, Problem, key_path, located, shape_faults, unknown_name
+from proxy.config.positions import parse
+from proxy.config.settings import Config
 from qos.schema import Reading
 
 LEAST = {

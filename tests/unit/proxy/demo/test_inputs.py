@@ -5,9 +5,9 @@ import struct
 import zlib
 from pathlib import Path
 
-from proxy.demo_inputs import draw_png, samples
+from proxy.demo.inputs import draw_png, samples
 
-CHECKOUT = Path(__file__).parents[3]
+CHECKOUT = Path(__file__).parents[4]
 
 
 def chunks_of(png: bytes) -> dict[bytes, bytes]:

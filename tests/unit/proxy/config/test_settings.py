@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from proxy.settings import AdminSettings, Bind, Config, ListenerSettings, LogSettings, TlsFiles
+from proxy.config.settings import AdminSettings, Bind, Config, ListenerSettings, LogSettings, TlsFiles
 from qos.classify import classify
 from qos.schema import Reading
 from qos.settings import BUILT_IN_CLASSES, TrustSettings

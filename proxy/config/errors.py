@@ -11,8 +11,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from proxy.positions import Node, Path
-from proxy.settings import Config
+from proxy.config.positions import Node, Path
+from proxy.config.settings import Config
 from qos.schema import Settings, did_you_mean, shown
 
 __all__ = ["ConfigError", "Fault", "Problem", "key_path", "located", "shape_faults", "unknown_name"]
