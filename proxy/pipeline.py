@@ -64,17 +64,14 @@ class Pipeline:
                 reply = await self._answer(arrival, answered, responder)
             status, reason = reply.status, "ok"
         except Refused as refusal:
-            status, reason = refusal.status, refusal.reason.label
-            await responder.refuse(refusal, answered)
+            status, reason = await _refuse(refusal, responder, answered)
         except TimeoutError:
             late = Refused(Reason.DEADLINE, _spent(arrival, answered))
-            status, reason = late.status, late.reason.label
-            await responder.refuse(late, answered)
+            status, reason = await _refuse(late, responder, answered)
         except Exception:  # noqa: BLE001  the owner of every failure nobody foresaw: logged, answered, never fatal
             _log.exception("walk_failed", request_id=arrival.request_id)
             bug = Refused(Reason.INTERNAL, "a fault in the gateway; its log has the request id")
-            status, reason = bug.status, bug.reason.label
-            await responder.refuse(bug, answered)
+            status, reason = await _refuse(bug, responder, answered)
         finally:
             self.in_flight -= 1
             arrival.timeline.finished = self._clock()
@@ -155,6 +152,15 @@ class Pipeline:
             raise Refused(Reason.UNKNOWN_MODEL, f"no pool here serves model {arrival.model!r}")
         answered.pool = pool.name
         return pool
+
+
+async def _refuse(refusal: Refused, responder: Responder, answered: Answered) -> tuple[int, str]:
+    """Answer with a refusal; status and reason for the record."""
+    try:
+        await responder.refuse(refusal, answered)
+    except Exception:  # noqa: BLE001  nobody is left to tell: the log is all there is
+        _log.exception("refusal_failed", request_id=answered.arrival.request_id)
+    return refusal.status, refusal.reason.label
 
 
 async def _send(reply: Reply, responder: Responder, answered: Answered) -> None:

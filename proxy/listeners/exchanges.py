@@ -29,7 +29,8 @@ class Exchanges:
         self._tasks[key] = task
 
         def done(_: asyncio.Task[None]) -> None:
-            del self._tasks[key]
+            if self._tasks.get(key) is task:  # else a client has used the id of a request that it cancelled again
+                del self._tasks[key]
             if ended is not None:
                 ended()
 

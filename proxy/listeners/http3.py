@@ -52,8 +52,11 @@ class Http3Session:
                 self._data(each.stream_id, each.data, ended=each.stream_ended)
             elif isinstance(each, BadHead):
                 reason = Reason.FIELDS_TOO_LARGE if each.too_large else Reason.BAD_REQUEST
-                self._refuse(each.stream_id, Refused(reason, each.detail))
-        if isinstance(event, StreamReset | StopSendingReceived):
+                self._refuse(each.stream_id, Refused(reason, each.detail), ended=each.ended)
+        if isinstance(event, StopSendingReceived) or (
+            # The client answers our own STOP_SENDING with a reset (RFC 9000 section 3.5): the reply must still arrive.
+            isinstance(event, StreamReset) and not self._peer.quic.replied(event.stream_id)
+        ):
             self._gone(event.stream_id)
 
     def drain(self) -> None:
@@ -76,9 +79,12 @@ class Http3Session:
             self._incoming[stream_id] = body
         self._start(stream_id, arrived, head_only=request.method == b"HEAD")
 
-    def _refuse(self, stream_id: int, refusal: Refused) -> None:
+    def _refuse(self, stream_id: int, refusal: Refused, *, ended: bool) -> None:
         """A head that hygiene stopped: answered and recorded like any request, and forwarded nowhere."""
-        self._start(stream_id, arrival(refusal, Body.of(b""), self._origin()), head_only=False)
+        body = Body(limit=0, consumed=partial(self._peer.consume, stream_id))
+        if not ended:
+            self._incoming[stream_id] = body
+        self._start(stream_id, arrival(refusal, body, self._origin()), head_only=False)
 
     def _origin(self) -> Origin:
         return Origin(
@@ -92,7 +98,7 @@ class Http3Session:
 
     def _start(self, stream_id: int, arrived: Arrival, *, head_only: bool) -> None:
         responder = Http3Responder(self._peer, self._http, stream_id, head_only=head_only)
-        self._exchanges.start(stream_id, arrived, responder, ended=partial(self._ended, stream_id))
+        self._exchanges.start(stream_id, arrived, responder, ended=partial(self._ended, stream_id, arrived.body))
 
     def _data(self, stream_id: int, data: bytes, *, ended: bool) -> None:
         body = self._incoming.get(stream_id)
@@ -106,11 +112,10 @@ class Http3Session:
         if ended:
             del self._incoming[stream_id]
 
-    def _ended(self, stream_id: int) -> None:
-        """The walk is over: what still comes of the body is dropped and the client asked to stop."""
-        body = self._incoming.pop(stream_id, None)
-        if body is not None:
-            body.fail(Refused(Reason.CANCELLED, "the request was answered before its body ended"))
+    def _ended(self, stream_id: int, body: Body) -> None:
+        """The walk is over: what it left unread of the body is dropped, and a client still sending is asked to stop."""
+        body.fail(Refused(Reason.CANCELLED, "the request is over"))
+        if self._incoming.pop(stream_id, None) is not None:
             self._peer.quic.stop_receiving(stream_id, ErrorCode.H3_NO_ERROR)
         self._peer.touch()
 

@@ -91,7 +91,9 @@ class NativeSession:
                     dscp=self._peer.dscp,
                     rtt_s=quic.round_trip_s,
                 )
-            case StreamReset() | StopSendingReceived():
+            case StopSendingReceived():
+                self._gone(event.stream_id)
+            case StreamReset() if not self._peer.quic.replied(event.stream_id):  # else it answers our STOP_SENDING
                 self._gone(event.stream_id)
 
     def drain(self) -> None:
@@ -144,7 +146,7 @@ class NativeSession:
             self._counts[f"malformed_{error.rule}"] += 1
             self._refuse(stream_id, data, MALFORMED, ended=ended)
             return
-        self._peer.quic.consume_framing(stream_id, length)
+        self._peer.consume(stream_id, length)
         self._begin(stream_id, header)
         self._feed(stream_id, self._bodies[stream_id], data[length:], ended=ended)
 
@@ -163,7 +165,9 @@ class NativeSession:
             timeline=Timeline(self._clock(), rtt_s=self._peer.quic.round_trip_s),
         )
         responder = _StreamResponder(self._peer, stream_id, header.request_id)
-        self._exchanges.start(stream_id, arrival, responder, ended=partial(self._ended, stream_id))
+        if declared is not None and declared > self._max_body:
+            arrival.refusal = Refused(Reason.TOO_LARGE, f"{declared} bytes; this listener takes {self._max_body}")
+        self._exchanges.start(stream_id, arrival, responder, ended=partial(self._ended, stream_id, body))
 
     def _feed(self, stream_id: int, body: Body, data: bytes, *, ended: bool) -> None:
         received, declared = body.received + len(data), body.declared
@@ -173,10 +177,10 @@ class NativeSession:
         if ended:
             self._bodies.pop(stream_id, None)
 
-    def _ended(self, stream_id: int) -> None:
-        unread = self._bodies.pop(stream_id, None)
-        if unread is not None:
-            unread.fail(Refused(Reason.CANCELLED, "the request was answered before its body ended"))
+    def _ended(self, stream_id: int, body: Body) -> None:
+        """The walk is over: what it left unread of the body is dropped, and a client still sending is asked to stop."""
+        body.fail(Refused(Reason.CANCELLED, "the request is over"))
+        if self._bodies.pop(stream_id, None) is not None:
             self._refused.add(stream_id)
             self._peer.quic.stop_receiving(stream_id, CANCELLED)
         self._peer.touch()
@@ -207,11 +211,10 @@ class _StreamResponder:
 
     async def reply(self, reply: Reply, answered: Answered) -> None:
         answered.arrival.timeline.rtt_s = self._peer.quic.round_trip_s
-        self._head_sent = True
         if isinstance(reply.body, bytes):
             answered.bytes_out = len(reply.body)
-            header = reply_header(self._request_id, reply, answered, length=len(reply.body))
-            self._write(encode(header) + reply.body, ended=True)
+            head = encode(reply_header(self._request_id, reply, answered, length=len(reply.body)))
+            self._write(head + reply.body, ended=True)
             return
         self._write(encode(reply_header(self._request_id, reply, answered, length=UNTIL_FIN)), ended=False)
         async for chunk in reply.body:
@@ -230,5 +233,6 @@ class _StreamResponder:
         self._write(encode(header) + document, ended=True)
 
     def _write(self, data: bytes, *, ended: bool) -> None:
-        self._peer.quic.write(self._stream_id, data, ended=ended)
+        self._head_sent = True
+        self._peer.quic.send_stream_data(self._stream_id, data, ended)
         self._peer.touch()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -94,7 +95,7 @@ class Alarms:
         self._handle = None
         now = self._clock()
         for peer in self._heap.pop_due(now):
-            peer.on_timer(now)
+            peer.listener.guard(peer, partial(peer.on_timer, now))
         self._arm()
 
 
@@ -105,7 +106,7 @@ class Peer:
         self.listener = listener
         self.quic = quic
         self.session: Session | None = None
-        self.address = address
+        self._first_address = address
         self.dscp = dscp
         """DSCP of the newest datagram: a client may re-mark its connection."""
         self.cids: set[bytes] = set()
@@ -113,6 +114,11 @@ class Peer:
 
     def __repr__(self) -> str:
         return f"<Peer {self.address[0]}:{self.address[1]} {self.session!r}>"
+
+    @property
+    def address(self) -> Address:
+        """Where the client is now: it may move (RFC 9000 section 9), and only a validated address counts."""
+        return self.quic.get_peer_address() or self._first_address
 
     def touch(self) -> None:
         """Something was written: flush before the loop sleeps again."""
@@ -145,6 +151,10 @@ class Peer:
                 self.listener.counts["handshakes"] += 1
             elif self.session is not None:
                 self.session.handle(event)
+        if self.quic.ending and self.session is not None:
+            # ConnectionTerminated comes only after the draining period, three probe timeouts later.
+            session, self.session = self.session, None
+            session.closed()
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
         self._room = None
@@ -205,19 +215,13 @@ class QuicListener:
             return
         peer.dscp = ds_field >> 2
         self._arrived[peer] = None
-        try:
-            peer.quic.receive_datagram(datagram, address, self._clock())
-        except Exception:  # noqa: BLE001  one connection's fault must not take the socket's others along
-            self._fail(peer)
+        self.guard(peer, partial(peer.quic.receive_datagram, datagram, address, self._clock()))
 
     def burst_ended(self) -> None:
         """Every datagram of this wake-up is in: let events run, then flush behind the tasks they start."""
         arrived, self._arrived = self._arrived, {}
         for peer in arrived:
-            try:
-                peer.pump()
-            except Exception:  # noqa: BLE001  as above
-                self._fail(peer)
+            self.guard(peer, peer.pump)
             self.schedule_flush(peer)
 
     def schedule_flush(self, peer: Peer) -> None:
@@ -291,11 +295,14 @@ class QuicListener:
         self.learn(quic.host_cid, peer)
         return peer
 
-    def _fail(self, peer: Peer) -> None:
-        """Close a connection whose code raised; the trace is the report of a bug, here or in aioquic."""
-        self.counts["failed"] += 1
-        _log.exception("connection_failed", peer=repr(peer))
-        peer.quic.close(error_code=_INTERNAL_ERROR, reason_phrase="internal error")
+    def guard(self, peer: Peer, step: Callable[[], None]) -> None:
+        """Run one connection's step. Its fault, a bug here or in aioquic, must not take the socket's others along."""
+        try:
+            step()
+        except Exception:  # noqa: BLE001  logged with its trace, and the connection ends
+            self.counts["failed"] += 1
+            _log.exception("connection_failed", peer=repr(peer))
+            self._hang_up(peer)
 
     def _flush(self) -> None:
         self._flush_scheduled = False
@@ -303,9 +310,20 @@ class QuicListener:
         now = self._clock()
         for peer in dirty:
             if peer in self._peers:
-                if not peer.quic.quiet(now):
-                    self._transmit(peer, now)
-                self._alarms.set(peer, peer.quic.get_timer())
+                self.guard(peer, partial(self._flush_one, peer, now))
+
+    def _hang_up(self, peer: Peer) -> None:
+        try:
+            peer.quic.close(error_code=_INTERNAL_ERROR, reason_phrase="internal error")
+            self._transmit(peer, self._clock())
+        except Exception:  # noqa: BLE001  too broken to say goodbye: the client's idle timeout says it
+            _log.exception("goodbye_failed", peer=repr(peer))
+        self.remove(peer)
+
+    def _flush_one(self, peer: Peer, now: float) -> None:
+        if not peer.quic.quiet(now):
+            self._transmit(peer, now)
+        self._alarms.set(peer, peer.quic.get_timer())
 
     def _transmit(self, peer: Peer, now: float) -> None:
         for datagram, address in peer.quic.datagrams_to_send(now):

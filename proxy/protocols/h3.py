@@ -53,6 +53,7 @@ class BadHead(H3Event):
     stream_id: int
     detail: str
     too_large: bool
+    ended: bool
 
 
 class ExcessiveLoadError(ProtocolError):
@@ -79,7 +80,7 @@ class Http3(H3Connection):
             self._next_request = max(self._next_request, event.stream_id + 4)
         handed_out = sum(len(each.data) for each in events if isinstance(each, DataReceived))
         taken = held + len(event.data) - self._held(event.stream_id) - handed_out
-        self._connection.consume_framing(event.stream_id, taken)
+        self._connection.consume(event.stream_id, taken)
         return events
 
     def send_reply(self, stream_id: int, head: Sequence[tuple[bytes, bytes]], body: bytes, *, ended: bool) -> None:
@@ -108,7 +109,7 @@ class Http3(H3Connection):
         self._sending_ended(stream_id)
 
     def _send(self, stream_id: int, payload: bytes, *, ended: bool) -> None:
-        self._connection.write(stream_id, payload, ended=ended)
+        self._connection.send_stream_data(stream_id, payload, ended)
         if ended:
             self._sending_ended(stream_id)
 
@@ -153,6 +154,6 @@ class Http3(H3Connection):
         try:
             return [HeadReceived(stream.stream_id, clean(section), stream_ended)]
         except FieldsTooLarge as error:
-            return [BadHead(stream.stream_id, str(error), too_large=True)]
+            return [BadHead(stream.stream_id, str(error), too_large=True, ended=stream_ended)]
         except MalformedRequest as error:
-            return [BadHead(stream.stream_id, str(error), too_large=False)]
+            return [BadHead(stream.stream_id, str(error), too_large=False, ended=stream_ended)]

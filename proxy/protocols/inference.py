@@ -155,16 +155,17 @@ class InferenceServer:
         unanswered = self._unanswered.get(key[0], 0)
         if len(self._exchanges) >= MAX_EXCHANGES or unanswered >= MAX_UNANSWERED_A_PEER:
             return Dropped("too_many_exchanges")
-        if self._reassembly_bytes + header.total_length > MAX_REASSEMBLY_BYTES:
-            return Dropped("reassembly_full")
         try:
-            reassembly = Reassembly(header)
+            # Before anything is booked: a length that its own fragment belies must not take others' room.
+            Reassembly(header).add(header, payload)
         except WireError as error:
             return Dropped(f"malformed_{error.rule}")
+        if self._reassembly_bytes + header.total_length > MAX_REASSEMBLY_BYTES:
+            return Dropped("reassembly_full")
         # Until when the client may repeat it; one that names no deadline may repeat for long.
         remaining_s = header.remaining_us / 1e6 or LONGEST_KEPT_S
         kept_s = min(max(remaining_s, SHORTEST_KEPT_S), LONGEST_KEPT_S)
-        exchange = _Exchange(now, header, reassembly, header.total_length)
+        exchange = _Exchange(now, header, Reassembly(header), header.total_length)
         self._exchanges[key] = exchange
         self._expiry.set(key, now + kept_s)
         self._unanswered[key[0]] = unanswered + 1
@@ -194,9 +195,10 @@ class InferenceServer:
     def _cancel(self, key: Key, exchange: _Exchange | None) -> Outcome:
         if exchange is None:
             return Dropped("unknown_exchange")
-        working = exchange.working
+        if exchange.working:
+            return Cancelled(key)  # it is kept until its walk is over (`forget`), so that no repeat starts another
         self._remove(key)
-        return Cancelled(key) if working else Send([])
+        return Send([])
 
     def _resend_missing(self, exchange: _Exchange | None, header: Header) -> Outcome:
         if exchange is None or not exchange.reply:

@@ -5,8 +5,8 @@ Every private name of aioquic 1.7.2 that we touch is in this file and in proxy/p
 tests/unit/proxy/protocols/test_quic.py holds them to their contract, so a new release fails there first.
 
 What is added, with what it was measured against (raw aioquic 1.7.2):
-- receive windows follow consumption. Raw: they double when data is *offered*, and six packets of 216 bytes in
-  all made the server allocate 33 MB (sparse offsets).
+- a stream's receive window follows consumption. Raw: windows double when data is *offered*, and six packets of
+  216 bytes in all made the server allocate 33 MB (sparse offsets).
 - a bounded datagram queue that refuses what cannot fit. Raw: one oversize datagram blocks the queue for ever.
 - DATAGRAM is advertised under the ALPN that has a meaning for it, and no other.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import Limit, QuicConnection
+from aioquic.quic.connection import END_STATES, Limit, QuicConnection, stream_is_client_initiated
 from aioquic.quic.events import (
     ConnectionIdIssued,
     ConnectionIdRetired,
@@ -73,12 +73,11 @@ ALPN_NATIVE = "inferlane/1"
 CID_LENGTH = 8
 MAX_PACKET = 1200
 """Every path carries it (RFC 9000 section 14), and a GSO train needs equal packets later."""
-STREAM_WINDOW = 1 << 20
-"""Of a stream that somebody reads."""
-UNREAD_WINDOW = 32 * 1024
-"""Of a stream that nobody reads yet. All 128 that a client may open fill half of the connection's window, so requests
-that wait for a place never keep out the bytes that those with a place wait for."""
-CONNECTION_WINDOW = 8 << 20
+STREAM_WINDOW = 256 * 1024
+"""Unread bytes of one stream, and with 128 streams 32 MiB of one connection (nginx: 64 KiB a stream)."""
+CONNECTION_WINDOW = 4 << 20
+"""On its way to us at any time. What has come counts against its stream alone: were it counted here until it is read,
+requests that wait for a place would keep out the bytes that those with a place wait for."""
 MAX_DATAGRAM_QUEUE = 256
 ACK_DELAY_S = 0.005
 """Longest wait of an acknowledgement for a reply to ride on; we advertise 25 ms (RFC 9000 section 18.2)."""
@@ -88,8 +87,8 @@ down without acknowledgements (RFC 9000 section 13.2.2)."""
 FEW_STREAMS = 64
 """Half of the 128 that aioquic lets a client have open."""
 IDLE_TIMEOUT_S = 60.0
-# Short header, 8-byte id, 4-byte packet number, frame type and 2-byte length, 16-byte AEAD tag.
-_DATAGRAM_OVERHEAD = 1 + 8 + 4 + 3 + 16
+# Short header without the client's id, 4-byte packet number, frame type and 2-byte length, 16-byte AEAD tag.
+_DATAGRAM_OVERHEAD = 1 + 4 + 3 + 16
 _MAX_STREAM_DATA_CAPACITY = 1 + 8 + 8
 _INITIAL_MINIMUM = 1200  # RFC 9000 section 14.1
 _UNANSWERED_PROBES = 3  # as many make congestion persistent: RFC 9002 section 7.6.1
@@ -114,7 +113,7 @@ def server_configuration(certificate: Path, key: Path, alpn: list[str]) -> QuicC
             connection_id_length=CID_LENGTH,
             idle_timeout=IDLE_TIMEOUT_S,
             max_data=CONNECTION_WINDOW,
-            max_stream_data=UNREAD_WINDOW,
+            max_stream_data=STREAM_WINDOW,
             max_datagram_size=MAX_PACKET,
         )
         configuration.load_cert_chain(certificate, key)
@@ -177,8 +176,8 @@ def _connection_ids(datagram: bytes) -> tuple[bytes, bytes] | None:
     return datagram[6:at], datagram[at + 1 : at + 1 + datagram[at]]
 
 
-class ConsumedLimit(Limit):
-    """MAX_DATA as consumed + window. aioquic doubles `value` on its own; here that assignment is ignored."""
+class ReceivedLimit(Limit):
+    """MAX_DATA as received + window, moved by half a window at a time. aioquic's own doubling is ignored."""
 
     def __init__(self, window: int) -> None:
         self._window = window
@@ -187,18 +186,13 @@ class ConsumedLimit(Limit):
 
     @property
     def value(self) -> int:
+        if self.used + self._window - self._granted >= self._window // 2:
+            self._granted = self.used + self._window
         return self._granted
 
     @value.setter
     def value(self, _: int) -> None:
-        """Only `consume` moves it."""
-
-    def consume(self, consumed: int) -> bool:
-        """Total consumed -> whether a new limit is worth a frame: half a window at a time."""
-        if consumed + self._window - self._granted < self._window // 2:
-            return False
-        self._granted = consumed + self._window
-        return True
+        """Only what has been received moves it."""
 
 
 class Connection(QuicConnection):
@@ -211,33 +205,24 @@ class Connection(QuicConnection):
             original_destination_connection_id=original_destination_cid,
         )
         self._datagrams = datagrams
-        self._connection_limit = ConsumedLimit(configuration.max_data)
-        self._local_max_data = self._connection_limit
+        self._local_max_data = ReceivedLimit(configuration.max_data)
         self._ack_delay = ACK_DELAY_S
         self._largest_acknowledged = 0
-        self._consumed = 0
-        self._credited: dict[int, int] = {}
+        self._consumed: dict[int, int] = {}
         self.datagrams_dropped = 0
 
     def consume(self, stream_id: int, count: int) -> bool:
         """The application took `count` bytes of a stream -> whether a window frame is due (so: flush)."""
-        return self._credit(stream_id, count, STREAM_WINDOW)
-
-    def consume_framing(self, stream_id: int, count: int) -> bool:
-        """The same for bytes that the protocol took for itself: nobody reads the stream's content yet."""
-        return self._credit(stream_id, count, UNREAD_WINDOW)
-
-    def _credit(self, stream_id: int, count: int, window: int) -> bool:
-        self._consumed += count
-        due = self._connection_limit.consume(self._consumed)
         stream = self._streams.get(stream_id)
         if stream is None or stream.receiver.is_finished:
-            self._credited.pop(stream_id, None)
-            return due
-        self._credited[stream_id] = credited = self._credited.get(stream_id, 0) + count
-        if credited + window - stream.max_stream_data_local < window // 2:
-            return due
-        stream.max_stream_data_local = credited + window
+            self._consumed.pop(stream_id, None)
+            return False
+        if len(self._consumed) > 2 * len(self._streams):  # streams that ended by a reset, or by a FIN alone
+            self._consumed = {each: n for each, n in self._consumed.items() if each in self._streams}
+        self._consumed[stream_id] = consumed = self._consumed.get(stream_id, 0) + count
+        if consumed + STREAM_WINDOW - stream.max_stream_data_local < STREAM_WINDOW // 2:
+            return False
+        stream.max_stream_data_local = consumed + STREAM_WINDOW
         return True
 
     def quiet(self, now: float) -> bool:
@@ -266,11 +251,19 @@ class Connection(QuicConnection):
             or self._streams_due()
         )
 
-    def write(self, stream_id: int, data: bytes, *, ended: bool) -> None:
-        """More bytes of a stream; nothing happens where the client has stopped it meanwhile."""
+    def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
+        """Nothing happens on a stream that the client has stopped, or that is gone: aioquic raises there."""
         stream = self._streams.get(stream_id)
-        if stream is not None and stream.sender._reset_error_code is None:
-            self.send_stream_data(stream_id, data, ended)
+        if stream is not None:
+            if stream.sender._reset_error_code is None:
+                super().send_stream_data(stream_id, data, end_stream)
+        elif not stream_is_client_initiated(stream_id):
+            super().send_stream_data(stream_id, data, end_stream)  # opens a stream of ours
+
+    def replied(self, stream_id: int) -> bool:
+        """Whether everything that will be sent on a stream has been written to it."""
+        stream = self._streams.get(stream_id)
+        return stream is None or stream.sender._buffer_fin is not None
 
     def stop_sending(self, stream_id: int, error_code: int) -> None:
         """Reset our half of a stream, if it is not finished."""
@@ -304,6 +297,11 @@ class Connection(QuicConnection):
         return self._loss._pto_count >= _UNANSWERED_PROBES
 
     @property
+    def ending(self) -> bool:
+        """Whether either side has closed the connection, though it lingers for late packets."""
+        return self._state in END_STATES
+
+    @property
     def round_trip_s(self) -> float | None:
         """Smoothed round-trip time (RFC 9002 section 5.3), None before the first sample."""
         return self._loss._rtt_smoothed if self._loss._rtt_initialized else None
@@ -317,7 +315,8 @@ class Connection(QuicConnection):
     def datagram_capacity(self) -> int:
         """Largest datagram that the peer and one packet take; 0: the peer takes none."""
         peer = self._remote_max_datagram_frame_size or 0
-        return max(0, min(peer - 3, self._max_datagram_size - _DATAGRAM_OVERHEAD))
+        overhead = _DATAGRAM_OVERHEAD + len(self._peer_cid.cid)
+        return max(0, min(peer - 3, self._max_datagram_size - overhead))
 
     def send_datagram_frame(self, data: bytes) -> None:
         """Queue a datagram; the oldest leaves a full queue, for newer inference answers are worth more."""
@@ -357,8 +356,11 @@ class Connection(QuicConnection):
             ):
                 return True
         # Sending is also when finished streams are let go and the client may open others: in time, not at once.
-        openable = self._local_max_streams_bidi.sent - self._local_max_streams_bidi.used
-        return finished > 0 and (openable < FEW_STREAMS or finished > FEW_STREAMS)
+        limit = self._local_max_streams_bidi
+        openable = limit.sent - limit.used
+        return (
+            openable < limit.value - limit.sent or finished > FEW_STREAMS or (finished > 0 and openable < FEW_STREAMS)
+        )
 
     def _alpn_handler(self, alpn_protocol: str) -> None:
         if alpn_protocol == ALPN_NATIVE and self._datagrams:

@@ -158,15 +158,15 @@ class GatewayProcess:
 
     async def address(self) -> tuple[str, int]:
         """Where its first listener is bound."""
-        return _address((await self.event("listening"))["addresses"][0])
+        return parse_address((await self.event("listening"))["addresses"][0])
 
     async def observed(self) -> Observed:
         """Its admin pages."""
-        return Observed(_address((await self.event("admin_listening"))["address"]))
+        return Observed(parse_address((await self.event("admin_listening"))["address"]))
 
-    def terminate(self) -> None:
-        """SIGTERM."""
-        self._process.send_signal(signal.SIGTERM)
+    def signal(self, number: signal.Signals) -> None:
+        """Send it one."""
+        self._process.send_signal(number)
 
     async def exit_code(self) -> int:
         """Wait until it has ended."""
@@ -187,7 +187,8 @@ class GatewayProcess:
             self.lines.append(line.decode())
 
 
-def _address(text: str) -> tuple[str, int]:
+def parse_address(text: str) -> tuple[str, int]:
+    """host:port."""
     host, _, port = text.rpartition(":")
     return host, int(port)
 

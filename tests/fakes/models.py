@@ -96,6 +96,27 @@ def doubling() -> bytes:
     )
 
 
+def slow_to_warm_up() -> bytes:
+    """x FP32 [rows, 4] -> y = x + a count that takes far longer than any test."""
+    one, times = numpy_helper.from_array(np.float32(1), "one"), numpy_helper.from_array(np.array([1 << 62]), "times")
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["v", "one"], ["more"])],
+        "body",
+        [value("i", "INT64", ()), value("go", "BOOL", ()), value("v", "FP32", ())],
+        [value("go_on", "BOOL", ()), value("more", "FP32", ())],
+    )
+    shape = ("rows", 4)
+    return model(
+        [
+            helper.make_node("Loop", ["times", "", "one"], ["count"], body=body),
+            helper.make_node("Add", ["x", "count"], ["y"]),
+        ],
+        [value("x", "FP32", shape)],
+        [value("y", "FP32", shape)],
+        [one, times],
+    )
+
+
 def sequence() -> bytes:
     """x -> a sequence, which no tensor protocol carries."""
     return model(

@@ -30,10 +30,13 @@ class Pair:
         datagrams: bool = True,
         client_datagrams: bool = True,
         step_s: float = 0.05,
+        cid_length: int = 8,
     ) -> None:
         certificate, key = development_certificate(state_dir)
         self.configuration = server_configuration(certificate, key, ["h3", "inferlane/1"])
-        client = QuicConfiguration(is_client=True, alpn_protocols=[alpn], server_name="localhost")
+        client = QuicConfiguration(
+            is_client=True, alpn_protocols=[alpn], server_name="localhost", connection_id_length=cid_length
+        )
         client.verify_mode = ssl.CERT_NONE
         if client_datagrams:
             client.max_datagram_frame_size = 65535

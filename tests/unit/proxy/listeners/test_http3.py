@@ -231,3 +231,71 @@ async def test_drain_sends_goaway_once(tmp_path: Path) -> None:
     talk.session.drain()
     control = talk.session._http._local_control_stream_id  # type: ignore[attr-defined]
     assert bytes(talk.pair.server._streams[control].sender._buffer).count(b"\x07\x01\x00") == 1
+
+
+async def test_refused_bodies_leave_the_connection_as_it_was(tmp_path: Path) -> None:
+    """A thousand refused uploads, complete and not, then one that counts: nothing of them may stay behind."""
+
+    async def refuse_small(arrival: Arrival) -> Reply:
+        if arrival.path == "/v2/models/m/infer":
+            return await echo(arrival)
+        raise Refused(Reason.UNKNOWN_MODEL, "nobody")
+
+    talk = Talk(tmp_path, refuse_small, max_body=8 * STREAM_WINDOW)
+    for number in range(600):
+        talk.send(b"/v2/models/nobody/infer", bytes(16_000), end=number % 2 == 0)
+        talk.send(b"/nowhere", bytes(2000))
+        await talk.run(4)
+    stream_id = talk.send(INFER, bytes(3 * STREAM_WINDOW))
+    await talk.run(200)
+    assert len(talk.answer_to(stream_id)[1]) == 3 * STREAM_WINDOW
+    await talk.run(20)
+    session, quic = talk.session, talk.pair.server
+    assert (session._incoming, session._exchanges._tasks) == ({}, {})  # type: ignore[attr-defined]
+    assert len(quic._streams) < 80  # finished ones are let go in bundles
+    assert len(session._http._stream) < 10  # type: ignore[attr-defined]
+
+
+async def test_a_client_that_obeys_stop_sending_still_gets_its_reply(tmp_path: Path) -> None:
+    """RFC 9000 section 3.5: it answers with RESET_STREAM, which must not cost the reply that is on its way."""
+    size = 4 * STREAM_WINDOW
+
+    async def early(_: Arrival) -> Reply:
+        return Reply(body=bytes(size))
+
+    talk = Talk(tmp_path, early, max_body=8 * STREAM_WINDOW)
+    stream_id = talk.send(INFER, bytes(100), end=False)
+    await talk.run(400)
+    head, body = talk.answer_to(stream_id)
+    assert (head[b":status"], len(body)) == (b"200", size)
+    assert not [each for each in talk.pair.client_events if isinstance(each, StreamReset)]
+
+
+async def test_a_malformed_head_with_a_body_behind_it_is_asked_to_stop(tmp_path: Path) -> None:
+    talk = Talk(tmp_path, echo)
+    stream_id = talk.send(INFER, bytes(1000), (b"bad(name", b"x"), end=False)
+    await talk.run()
+    assert talk.answer_to(stream_id)[0][b":status"] == b"400"
+    assert [each for each in talk.pair.client_events if isinstance(each, StopSendingReceived)]
+
+
+async def test_a_client_that_stops_our_qpack_stream_only_hurts_itself(tmp_path: Path) -> None:
+    talk = Talk(tmp_path, echo)
+    talk.send(INFER, b"{}")
+    await talk.run()
+    for stream_id in (7, 11):  # our QPACK encoder and decoder streams
+        talk.pair.client.stop_stream(stream_id, 1)
+    await talk.run(2)
+    talk.session.drain()
+    talk.send(INFER, b"{}")
+    await talk.run(4)
+    assert talk.pair.server.ending
+
+
+async def test_a_connection_that_the_client_closes_ends_its_walks_at_once(tmp_path: Path) -> None:
+    talk = Talk(tmp_path, never)
+    talk.send(INFER, b"{}")
+    await talk.run()
+    talk.pair.client.close()
+    await talk.run(2)
+    assert talk.walk.cancelled == 1

@@ -186,3 +186,27 @@ async def test_rubbish_in_datagram_frames_is_counted(tmp_path: Path) -> None:
     talk.pair.client.send_datagram_frame(b"\x0arubbish")
     await talk.run()
     assert sum(talk.counts.values()) == 1
+
+
+async def test_refused_streams_leave_the_connection_as_it_was(tmp_path: Path) -> None:
+    async def refuse(arrival: Arrival) -> Reply:
+        raise Refused(Reason.UNKNOWN_MODEL, "nobody")
+
+    talk = Talk(tmp_path, refuse)
+    for number in range(400):
+        talk.send(request(bytes(9000)))
+        talk.send(request(bytes(9000), total=UNTIL_FIN), end=number % 2 == 0)
+        talk.send(b"rubbish" * 20, end=False)
+        await talk.run(4)
+    await talk.run(40)
+    session, quic = talk.session, talk.pair.server
+    assert (session._bodies, session._heads, session._exchanges._tasks) == ({}, {}, {})  # type: ignore[attr-defined]
+    assert len(quic._streams) < 80
+    assert len(quic._consumed) < 200
+
+
+async def test_a_length_over_the_cap_is_refused_before_a_byte_of_it_came(tmp_path: Path) -> None:
+    talk = Talk(tmp_path, echo)
+    stream_id = talk.send(request(b"", total=2 << 30), end=False)
+    await talk.run()
+    assert Reason.from_code(talk.answer_to(stream_id)[0].reason) is Reason.TOO_LARGE

@@ -121,7 +121,7 @@ async def test_a_writer_waits_until_the_client_acknowledged(wire: Wire) -> None:
     (peer,) = wire.listener._peers
     wire.client.send_stream_data(0, b"x")
     await wire.run(2)
-    peer.quic.write(0, bytes(5000), ended=False)
+    peer.quic.send_stream_data(0, bytes(5000))
     peer.touch()
     waiting = asyncio.create_task(peer.room(0, 1000))
     await asyncio.sleep(0)
@@ -136,7 +136,7 @@ async def test_a_client_that_is_gone_without_a_goodbye_is_not_waited_for(wire: W
     (peer,) = wire.listener._peers
     wire.client.send_stream_data(0, b"x")
     await wire.run(2)
-    peer.quic.write(0, bytes(5000), ended=True)
+    peer.quic.send_stream_data(0, bytes(5000), True)
     peer.touch()
     assert not wire.listener.idle
     async with asyncio.timeout(20):

@@ -118,13 +118,23 @@ def test_missing_reply_fragments_are_sent_again(server: InferenceServer) -> None
     assert server.receive(encode(received), PEER, 0.1) == Send(sent[1:3])
 
 
-def test_cancel_reaches_the_work_once_and_a_repeat_starts_anew(server: InferenceServer) -> None:
+def test_cancel_reaches_the_work_and_a_repeat_waits_for_its_end(server: InferenceServer) -> None:
     (datagram,) = request()
     server.receive(datagram, PEER, 0.0)
     cancel = encode(Header(type=Type.CANCEL, request_id=7))
     assert server.receive(cancel, PEER, 0.0) == Cancelled((PEER, 7))
+    assert isinstance(server.receive(datagram, PEER, 0.0), Send)  # an ack: the walk has not ended yet
+    server.forget((PEER, 7))
     assert server.receive(cancel, PEER, 0.0) == Dropped("unknown_exchange")
     assert isinstance(server.receive(datagram, PEER, 0.0), Message)
+
+
+def test_a_length_that_its_own_fragment_belies_books_nothing(server: InferenceServer) -> None:
+    liar = encode(Header(type=Type.REQUEST, request_id=1, model="m", total_length=32 << 20)) + b"x"
+    outcome = server.receive(liar, PEER, 0.0)
+    assert isinstance(outcome, Dropped)
+    assert outcome.reason.startswith("malformed")
+    assert server.receive(request(2, bytes(5000))[0], ("192.0.2.2", 1), 0.0) == Send([])
 
 
 def test_a_refusal_is_one_datagram_and_its_document_goes_if_it_does_not_fit(server: InferenceServer) -> None:
