@@ -194,10 +194,12 @@ def _readiness(ready: bool) -> Reply:
 def _spent(arrival: Arrival, answered: Answered) -> str:
     """Where the time of a request that missed its deadline went."""
     budget_ms = math.floor((answered.deadline - arrival.timeline.received) * 1e3)
-    if arrival.timeline.dispatched is None:
-        where = "waiting in the gateway"
-    elif arrival.timeline.first_byte is None:
-        where = f"waiting for {answered.pool}"
-    else:
+    if arrival.timeline.first_byte is not None:
         where = "while the reply was sent"
+    elif not arrival.body.ended:
+        where = f"with {arrival.body.received} bytes of the body here and its end still to come"
+    elif arrival.timeline.dispatched is None:
+        where = "waiting in the gateway"
+    else:
+        where = f"waiting for {answered.pool}"
     return f"the deadline of {budget_ms} ms passed {where}"

@@ -146,11 +146,19 @@ class GatewayProcess:
 
     async def event(self, name: str) -> dict[str, Any]:
         """Wait for the first log line of an event."""
+        return await self._line(event=name)
+
+    async def request(self, request_id: str) -> dict[str, Any]:
+        """Wait for the log line of a request."""
+        return await self._line(event="request_finished", request_id=request_id)
+
+    async def _line(self, **values: str) -> dict[str, Any]:
         found: list[dict[str, Any]] = []
 
         async def told() -> bool:
-            assert not self._reading.done() or any(f'"{name}"' in line for line in self.lines), self.lines
-            found.extend(each for each in map(json.loads, self.lines) if each["event"] == name)
+            ended = self._reading.done()
+            found.extend(line for line in map(json.loads, self.lines) if values.items() <= line.items())
+            assert found or not ended, self.lines
             return bool(found)
 
         await eventually(told)

@@ -141,6 +141,11 @@ class RawClient(QuicConnectionProtocol):
         """A request and all of its answer."""
         return await self.send(fields, body).over()
 
+    def forget(self) -> None:
+        """Nobody is left to wait for the end of aioquic's closing period, three timeouts long."""
+        if self._timer is not None:
+            self._timer.cancel()
+
     @property
     def goaway(self) -> int | None:
         """The stream id of the newest GOAWAY (RFC 9114 section 7.2.6)."""
@@ -164,13 +169,20 @@ class RawClient(QuicConnectionProtocol):
     def quic_event_received(self, event: QuicEvent) -> None:
         if isinstance(event, ConnectionTerminated):
             self.terminated = event
-        elif isinstance(event, StreamReset):
-            self._exchanges[event.stream_id].reset = event.error_code
-        elif isinstance(event, StopSendingReceived):
-            self._exchanges[event.stream_id].stopped = event.error_code
+        elif isinstance(event, StreamReset | StopSendingReceived):
+            self._broken_off(event)
         elif isinstance(event, StreamDataReceived):
             self._received(event)
         self._changed.set()
+
+    def _broken_off(self, event: StreamReset | StopSendingReceived) -> None:
+        exchange = self._exchanges.get(event.stream_id)
+        if exchange is None:
+            return  # a unidirectional stream
+        if isinstance(event, StreamReset):
+            exchange.reset = event.error_code
+        else:
+            exchange.stopped = event.error_code
 
     def _received(self, event: StreamDataReceived) -> None:
         if self._http is None:
@@ -217,5 +229,5 @@ async def quic(address: tuple[str, int], alpn: str) -> AsyncIterator[RawClient]:
         yield client
     finally:
         client.close()
-        await client.wait_closed()
+        client.forget()
         transport.close()

@@ -29,6 +29,7 @@ from tests.fakes.raw_udp import RawUdpServer
 
 INFER = b"/v2/models/m/infer"
 SOON = (b"inferlane-timeout", b"300ms")  # a deadline that a test waits for
+LATER = (b"inferlane-timeout", b"1s")  # the same, where something must have happened before
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 LONG = 200_000  # a reply that is not gathered but streamed
 WHOLE = OK + b"content-length: 2\r\n\r\n{}"
@@ -58,6 +59,11 @@ def says(data: bytes, *, then: Answer | None = None) -> Answer:
 
 async def keep_open(peer: Peer) -> None:
     await peer.end()
+
+
+async def keep_open_unread(peer: Peer) -> None:
+    peer.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport can
+    await asyncio.Event().wait()
 
 
 async def reset(peer: Peer) -> None:
@@ -182,7 +188,7 @@ async def talking_to(answer: Answer, tmp_path: Path) -> AsyncIterator[tuple[Live
 async def test_a_reply_that_never_was_is_a_status_of_ours(name: str, tmp_path: Path) -> None:
     answer, expected = BROKEN[name]
     async with talking_to(answer, tmp_path) as (gateway, client):
-        reply = await client.ask(section(INFER, SOON), b"{}")
+        reply = await client.ask(section(INFER, *([SOON] if expected == LATE else [])), b"{}")
         assert (reply.status, reply.document["reason"]) == expected
         assert reply.document["detail"]
         assert reply.ended
@@ -199,7 +205,8 @@ async def test_a_reply_that_breaks_off_is_a_reset(name: str, tmp_path: Path) -> 
         await then(peer)
 
     async with talking_to(says(first, then=break_off), tmp_path) as (gateway, client):
-        reply = client.send(section(INFER, SOON), b"{}")
+        # What stalls is ended by the deadline, and by nothing else.
+        reply = client.send(section(INFER, *([LATER] if then is keep_open else [])), b"{}")
         await client.until(lambda: reply.head)
         head_seen.set()
         await reply.over()
@@ -215,7 +222,8 @@ async def test_every_transport_tells_the_same(name: str, scheme: str, tmp_path: 
     async with talking_to(answer, tmp_path) as (gateway, _):
         async with inferlane.Client(gateway.url(scheme), insecure=True) as client:
             with pytest.raises(Refused) as caught:
-                await client.infer("m", {"x": np.zeros((1, 4), np.float32)}, timeout=0.5)
+                x = np.zeros((1, 4), np.float32)
+                await client.infer("m", {"x": x}, timeout=0.5 if (status, reason) == LATE else 30)
         assert (caught.value.status, caught.value.reason.label) == (status, reason)
         await gateway.nothing_in_flight()
 
@@ -291,6 +299,17 @@ async def test_a_slow_backend_is_late_for_one_class_and_in_time_for_another(tmp_
     await server.close()
 
 
+async def test_a_backend_that_does_not_read(tmp_path: Path) -> None:
+    """The upload stops in the socket's buffers, and the deadline ends it."""
+    size = 16 << 20
+    async with talking_to(keep_open_unread, tmp_path) as (gateway, client):
+        asking = client.send(section(INFER, LATER, (b"content-length", b"%d" % size)), bytes(size))
+        await asking.over()
+        assert (asking.status, asking.document["reason"]) == LATE
+        await gateway.nothing_in_flight()
+        assert (await client.ask(section(b"/v2/health/live", method=b"GET"))).status == 200
+
+
 async def test_a_backend_whose_certificate_nobody_vouches_for(tmp_path: Path) -> None:
     trusted, other = (issue(make_folder(tmp_path / name)) for name in ("trusted", "other"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -302,7 +321,7 @@ async def test_a_backend_whose_certificate_nobody_vouches_for(tmp_path: Path) ->
         endpoint = f"{{oip: 'https://127.0.0.1:{server.port}', tls: {{ca: {trusted.ca}}}}}"
         pools = f"[{{name: far, model: m, endpoints: [{endpoint}]}}]"
         async with live_gateway(write_config(tmp_path, pools)) as gateway, http3(gateway.address) as client:
-            reply = client.send(section(INFER, SOON), b"{}")
+            reply = client.send(section(INFER), b"{}")
             if server is plain:
                 (await server.accept()).say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             await reply.over()

@@ -161,6 +161,21 @@ async def answered(client: RawClient, peer: Peer) -> Exchange:
     return await asking.over()
 
 
+async def test_a_body_that_never_ends_holds_no_place(
+    gateway: LiveGateway, client: RawClient, occupied: Occupied
+) -> None:
+    """It meets its deadline; who has sent everything is served meanwhile."""
+    await occupied.ends()
+    endless = client.send(section(INFER, (b"inferlane-timeout", b"500ms")), b"part", end=False)
+    assert (await answered(client, occupied.peer)).status == 200
+    assert await gateway.value("inferlane_in_flight") == 0
+    await endless.over()
+    assert (endless.status, endless.document["reason"]) == (504, "deadline")
+    assert "body" in endless.document["detail"]
+    await client.until(lambda: endless.stopped is not None)
+    await gateway.nothing_in_flight()
+
+
 async def test_long_bodies_that_wait_do_not_keep_out_the_one_that_is_served(
     gateway: LiveGateway, client: RawClient, backend: RawServer, occupied: Occupied
 ) -> None:
