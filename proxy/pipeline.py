@@ -110,6 +110,7 @@ class Pipeline:
         # A client that sends slowly holds no place meanwhile, and a body that is not as long as its head says goes
         # nowhere. Longer ones are forwarded as they come.
         await arrival.body.gather(GATHERED)
+        arrival.timeline.queued = self._clock()
         # Late binding: an endpoint is chosen when it has a place, not before (DESIGN.md, decision 3).
         endpoint = await gate.enter(request)
         answered.endpoint = endpoint.name

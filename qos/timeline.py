@@ -15,7 +15,7 @@ class Parts:
     network: float | None
     """Smoothed round-trip time of the client's connection."""
     queue: float | None
-    """Waiting in the gateway: received to dispatched."""
+    """Waiting in the gateway for a place: queued to dispatched."""
     backend: float | None
     """Dispatched to first byte, less compute."""
     compute: float | None
@@ -27,6 +27,8 @@ class Timeline:
     """Monotonic seconds at which a request passed each stage; None: not reached."""
 
     received: float
+    queued: float | None = None
+    """The body is here, as far as is waited for: what came before is the client's upload, not our queue."""
     dispatched: float | None = None
     first_byte: float | None = None
     finished: float | None = None
@@ -37,7 +39,7 @@ class Timeline:
         """The disjoint parts that Server-Timing, metrics and the log line show."""
         queue = backend = None
         if self.dispatched is not None:
-            queue = self.dispatched - self.received
+            queue = self.dispatched - (self.received if self.queued is None else self.queued)
             if self.first_byte is not None:
                 backend = max(0.0, self.first_byte - self.dispatched - (self.compute_s or 0.0))
         return Parts(self.rtt_s, queue, backend, self.compute_s)

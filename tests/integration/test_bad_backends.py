@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 LONG = 200_000  # a reply that is not gathered but streamed
 WHOLE = OK + b"content-length: 2\r\n\r\n{}"
 
-Answer = Callable[[Peer], Awaitable[None]]
+Answer = Callable[[Peer], Coroutine[None, None, None]]
 
 
 async def stall(peer: Peer) -> None:
