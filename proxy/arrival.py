@@ -26,6 +26,8 @@ class Operation(Enum):
     SERVER_METADATA = "server_metadata"
     LIVE = "live"
     READY = "ready"
+    UNKNOWN = "unknown"
+    """Nothing that there is: the arrival carries its refusal."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,6 +76,8 @@ class Answered:
     pool: str = ""
     endpoint: str = ""
     bytes_out: int = 0
+    detail: str | None = None
+    """What a refusal told the client, for the log."""
     """Bytes of reply body that the door has sent."""
 
 

@@ -156,6 +156,8 @@ def infer(
         reply = asyncio.run(ask())
     with _expecting(ArrayError, code=FAILED):
         files = {} if output is None else write_outputs(reply.outputs, output)
+    if reply.served_class and traffic_class not in (None, reply.served_class):
+        typer.echo(f"inferlane: asked for class {traffic_class}, served in {reply.served_class}", err=True)
     if as_json:
         _print_json(replies.document(reply, files))
     else:

@@ -62,7 +62,7 @@ class Pipeline:
         try:
             async with asyncio.timeout_at(answered.deadline):
                 reply = await self._answer(arrival, answered, responder)
-            status, reason = reply.status, "ok"
+            status, reason = reply.status, _reason_of(reply.status)
         except Refused as refusal:
             status, reason = await _refuse(refusal, responder, answered)
         except TimeoutError:
@@ -157,6 +157,7 @@ class Pipeline:
 
 async def _refuse(refusal: Refused, responder: Responder, answered: Answered) -> tuple[int, str]:
     """Answer with a refusal; status and reason for the record."""
+    answered.detail = refusal.detail or None
     try:
         await responder.refuse(refusal, answered)
     except Exception:  # noqa: BLE001  nobody is left to tell: the log is all there is
@@ -170,6 +171,13 @@ async def _send(reply: Reply, responder: Responder, answered: Answered) -> None:
     finally:
         if not isinstance(reply.body, bytes):
             await reply.body.aclose()
+
+
+def _reason_of(status: int) -> str:
+    """A backend's own refusal passes through as it is; in the books it is one all the same."""
+    if status < 400:
+        return "ok"
+    return (Reason.BAD_REQUEST if status < 500 else Reason.BACKEND_FAILED).label
 
 
 def _request(arrival: Arrival, answered: Answered) -> Request:

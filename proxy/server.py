@@ -94,6 +94,7 @@ class Gateway:
     async def drain(self, *, longest_s: float = DRAIN_S) -> None:
         """GOAWAY, refuse what is new, finish what is in flight; give up after `longest_s`."""
         self.pipeline.draining = True
+        _log.info("draining", in_flight=self.pipeline.in_flight)
         for door in self.doors:
             door.drain()
         until = self._clock() + longest_s

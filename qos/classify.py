@@ -174,7 +174,9 @@ def _by_hint(facts: Facts, door: _Door) -> Verdict:
     verdict = door.by_dscp.get(facts.dscp)
     if verdict is not None:
         return verdict
-    return door.default if urgency is None and facts.asked_class is None else door.unheeded
+    if door.default.trusted or (urgency is None and facts.asked_class is None):
+        return door.default
+    return door.unheeded
 
 
 def _door(classes: ClassTable, rules: Sequence[Rule], listener: str, ceiling: TrafficClass, trust: int) -> _Door:

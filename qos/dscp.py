@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CODE_POINTS", "ds_field", "dscp_name", "dscp_of", "ecn_of", "parse_dscp"]
+__all__ = ["ALLOWED", "CODE_POINTS", "ds_field", "dscp_name", "dscp_of", "ecn_of", "parse_dscp"]
 
 # RFC 2474 (CS), RFC 2597 (AF), RFC 3246 (EF), RFC 5865 (VA), RFC 8622 (LE)
 CODE_POINTS: dict[str, int] = {
@@ -17,14 +17,16 @@ CODE_POINTS: dict[str, int] = {
 _NAMES = {value: name for name, value in reversed(CODE_POINTS.items())}
 # RFC 4594 section 3: network control. A gateway that sends it outranks routing protocols.
 _RESERVED = {CODE_POINTS["CS6"], CODE_POINTS["CS7"]}
+ALLOWED = tuple(name for name, value in CODE_POINTS.items() if value not in _RESERVED)
+"""What a class may carry."""
 
 
 def parse_dscp(text: str) -> int:
     """A code point's name (`EF`, `AF21`) -> its value, 0..63. ValueError names what is allowed."""
     value = CODE_POINTS.get(text.upper())
     if value is None:
-        allowed = ", ".join(name for name, point in CODE_POINTS.items() if point not in _RESERVED)
-        raise ValueError(f"{text!r} is not a DSCP; allowed: {allowed}")
+        hint = f"; write {dscp_name(int(text))}" if text.isdecimal() and int(text) in _NAMES else ""
+        raise ValueError(f"{text!r} is not a DSCP{hint}; allowed: {', '.join(ALLOWED)}")
     if value in _RESERVED:
         raise ValueError(f"{text.upper()} is network control (RFC 4594 section 3) and not for inference traffic")
     return value

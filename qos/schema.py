@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from qos.dscp import CODE_POINTS, parse_dscp
+from qos.dscp import ALLOWED, parse_dscp
 from qos.units import parse_duration, parse_size
 
 __all__ = [
@@ -178,8 +178,8 @@ Size = Annotated[
 
 Dscp = Annotated[
     int,
-    written(parse_dscp, f"a DSCP's name; allowed: {', '.join(CODE_POINTS)}"),
-    WithJsonSchema({"type": "string", "enum": [name for name in CODE_POINTS if name not in ("CS6", "CS7")]}),
+    written(parse_dscp, f"a DSCP's name, as EF for 46; allowed: {', '.join(ALLOWED)}"),
+    WithJsonSchema({"type": "string", "enum": list(ALLOWED)}),
 ]
 """0..63."""
 

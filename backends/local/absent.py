@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 __all__ = ["REMEDY", "installed_twice", "load_nvidia_libraries"]
 
-REMEDY = "pip install 'inferlane-gateway[gpu]' on a machine with an NVIDIA GPU and driver"
+REMEDY = "install the extra `gpu` (pip install -e '.[gpu]' in the checkout) on a machine with an NVIDIA GPU and driver"
 
 _FAILED = re.compile(r"^Failed to load (.+?): (.+)$", re.MULTILINE)
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")

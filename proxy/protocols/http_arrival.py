@@ -16,7 +16,7 @@ from qos.timeline import Timeline
 
 __all__ = ["Origin", "arrival"]
 
-_NOWHERE = Target(Operation.LIVE)
+_NOWHERE = Target(Operation.UNKNOWN)
 _NO_FIELDS: Fields = ()
 
 

@@ -51,6 +51,7 @@ def _line(answered: Answered, parts: Parts, status: int, reason: str) -> dict[st
         "endpoint": answered.endpoint,
         "status": status,
         "reason": reason,
+        "detail": answered.detail,
         "bytes_in": arrival.body.received,
         "bytes_out": answered.bytes_out,
         "network_ms": _ms(parts.network),

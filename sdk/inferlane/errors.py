@@ -41,6 +41,9 @@ class Reason(Enum):
         self.code = code
         self.status = status
 
+    def __str__(self) -> str:
+        return self.label
+
     @classmethod
     def from_code(cls, code: int) -> Reason:
         """The reason with this wire code; an unknown code (a newer peer's) reads as INTERNAL."""

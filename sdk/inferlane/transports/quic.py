@@ -131,7 +131,8 @@ def why_ended(event: ConnectionTerminated, alpn: str) -> str:
         return "the gateway did not answer any more"
     alert = event.error_code - QuicErrorCode.CRYPTO_ERROR
     if alert in _CERTIFICATE_ALERTS:
-        return f"the certificate is not accepted ({said}); give its authority as `ca`, or `insecure` for a test"
+        remedy = "give its authority as `ca` (--ca FILE), or `insecure` (--insecure) for a test"
+        return f"the certificate is not accepted ({said}); {remedy}"
     if alert == AlertDescription.no_application_protocol:
         return f"the peer does not speak {alpn}"
     return f"the connection failed ({said or hex(event.error_code)})"

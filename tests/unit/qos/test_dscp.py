@@ -31,7 +31,7 @@ def test_network_control_is_nobodys_traffic_class(name):
         parse_dscp(name)
 
 
-@pytest.mark.parametrize("text", ["46", "0xb8", "EF ", "AF44", "", "GOLD"])
+@pytest.mark.parametrize("text", ["63", "0xb8", "EF ", "AF44", "", "GOLD"])
 def test_an_unknown_name_is_refused_with_the_known_ones(text):
     with pytest.raises(ValueError, match="is not a DSCP; allowed: DF, LE, CS0") as refused:
         parse_dscp(text)
@@ -53,3 +53,8 @@ def test_the_ds_field_holds_both_and_mixes_nothing(dscp, ecn):
 
 def test_the_ds_field_of_ef_is_what_every_capture_shows():
     assert ds_field(46) == 0xB8
+
+
+def test_a_number_is_answered_with_its_name():
+    with pytest.raises(ValueError, match="'46' is not a DSCP; write EF; allowed"):
+        parse_dscp("46")

@@ -53,6 +53,7 @@ def test_one_line_tells_the_whole_request():
         "reason": "ok",
         "bytes_in": 300,
         "bytes_out": 200,
+        "detail": None,
         "network_ms": 20.0,
         "queue_ms": 2.0,
         "backend_ms": 3.0,
