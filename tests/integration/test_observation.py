@@ -284,6 +284,7 @@ async def test_a_log_is_a_json_object_a_line_whatever_clients_send(
     assert [line["event"] for line in lines if line["event"] != "request_finished"] == [
         "listening",
         "admin_listening",
+        "draining",
         "drained",
     ]
 
