@@ -8,6 +8,7 @@ request at 32 in flight (notes in docs/architecture.md).
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -89,7 +90,10 @@ class Alarms:
         if when is None:
             return
         self._armed_for = when
-        self._handle = self._loop.call_later(max(0.0, when - self._clock()), self._ring)
+        # In whole ms, rounded up: uvloop rounds to the nearest, and a timer set for 0.4 ms would ring again and again
+        # until it is due.
+        delay_ms = max(0, math.ceil((when - self._clock()) * 1e3))
+        self._handle = self._loop.call_later(delay_ms / 1e3, self._ring)
 
     def _ring(self) -> None:
         self._handle = None
