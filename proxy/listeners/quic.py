@@ -121,8 +121,9 @@ class Peer:
 
     @property
     def address(self) -> Address:
-        """Where the client is now: it may move (RFC 9000 section 9), and only a validated address counts."""
-        return self.quic.get_peer_address() or self._first_address
+        """Where the client is. It may move (RFC 9000 section 9), but until the new path is validated the address may be
+        forged, even by the client itself, to be taken for somebody whom we trust."""
+        return self.quic.validated_address or self._first_address
 
     def touch(self) -> None:
         """Something was written: flush before the loop sleeps again."""

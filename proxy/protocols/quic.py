@@ -297,6 +297,11 @@ class Connection(QuicConnection):
         return self._loss._pto_count >= _UNANSWERED_PROBES
 
     @property
+    def validated_address(self) -> Any:
+        """The newest of the client's addresses that has proved itself; None before the handshake has."""
+        return next((path.addr for path in self._network_paths if path.is_validated), None)
+
+    @property
     def ending(self) -> bool:
         """Whether either side has closed the connection, though it lingers for late packets."""
         return self._state in END_STATES

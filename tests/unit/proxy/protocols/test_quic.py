@@ -27,7 +27,7 @@ from proxy.protocols.quic import (
     server_configuration,
     version_negotiation,
 )
-from tests.fakes.quic import Pair
+from tests.fakes.quic import CLIENT, Pair
 
 VERSIONS = [QuicProtocolVersion.VERSION_1]
 
@@ -64,6 +64,17 @@ def test_the_handshake_settles_on_an_alpn_and_measures_the_round_trip(pair: Pair
     assert pair.negotiated == "h3"
     assert pair.server.established
     assert pair.server.round_trip_s is not None
+
+
+def test_a_client_that_moves_counts_as_where_it_was_until_the_new_path_is_validated(pair: Pair) -> None:
+    """It could write anybody's address on a packet, and trust goes by address."""
+    assert pair.server.validated_address == CLIENT
+    forged = ("10.0.0.1", 7)
+    pair.client.send_ping(1)
+    for datagram, _ in pair.client.datagrams_to_send(pair.now):
+        pair.server.receive_datagram(datagram, forged, pair.now)
+    assert pair.server.get_peer_address() == forged
+    assert pair.server.validated_address == CLIENT
 
 
 def test_an_application_that_reads_nothing_stops_the_sender_at_the_window(pair: Pair) -> None:
