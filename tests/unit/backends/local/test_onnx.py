@@ -353,7 +353,7 @@ async def test_a_provider_that_is_not_there_is_one_warning_and_the_next_is_used(
         ["cpu"],
     )
     assert "cannot load lib" in warning["reason"]
-    assert "inferlane-gateway[gpu]" in warning["remedy"]
+    assert "'.[gpu]'" in warning["remedy"]
     assert capfd.readouterr() == ("", "")
     assert await answer(backend, request_of({"x": np.ones((1, 4), np.float32)}))
 
