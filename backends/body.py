@@ -80,7 +80,7 @@ class Body:
     async def gather(self, most: int) -> None:
         """Wait until the body is whole, or known to have more than `most` bytes. Raises what `fail` was given.
 
-        What waits here is credited, for many bodies that each wait for their rest would share one window for ever.
+        What waits here is credited: a body longer than its stream's window would never be whole otherwise.
         """
         if self.complete or (self.declared or 0) > most:
             return

@@ -23,12 +23,14 @@ from proxy.gate import Gate
 from proxy.telemetry.finished import Telemetry
 from qos.classify import Policy, classify
 
-__all__ = ["Pipeline"]
+__all__ = ["VERSION", "Pipeline"]
 
 GATHERED = 256 * 1024
 """A body of at most so many bytes is here before it gets a place."""
+VERSION = "0.1.0"
+"""The gateway's, as pyproject.toml has it."""
 _JSON = ((b"content-type", b"application/json"),)
-_SERVER = msgspec.json.encode({"name": "inferlane", "version": "0.1.0", "extensions": ["binary_tensor_data"]})
+_SERVER = msgspec.json.encode({"name": "inferlane", "version": VERSION, "extensions": ["binary_tensor_data"]})
 _log = structlog.get_logger("inferlane.pipeline")
 
 

@@ -30,8 +30,8 @@ from proxy.gate import Gate
 from proxy.listeners.door import Door, DoorPlan
 from proxy.listeners.http1 import Http1Door
 from proxy.listeners.quic import Alarms
-from proxy.pipeline import Pipeline
-from proxy.server import DRAIN_S, VERSION
+from proxy.pipeline import VERSION, Pipeline
+from proxy.server import DRAIN_S
 from proxy.telemetry import logs
 from proxy.telemetry.finished import Telemetry
 from proxy.telemetry.metrics import Metrics

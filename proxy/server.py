@@ -18,7 +18,7 @@ from proxy.config.settings import ListenerSettings, TlsFiles
 from proxy.gate import Gate
 from proxy.listeners.door import Door, DoorPlan, alpn_of
 from proxy.listeners.quic import Alarms
-from proxy.pipeline import Pipeline
+from proxy.pipeline import VERSION, Pipeline
 from proxy.protocols.quic import server_configuration
 from proxy.telemetry import logs
 from proxy.telemetry.admin import AdminServer
@@ -26,9 +26,8 @@ from proxy.telemetry.finished import Telemetry
 from proxy.telemetry.metrics import Metrics
 from qos.settings import class_table, policy
 
-__all__ = ["VERSION", "Gateway", "run"]
+__all__ = ["Gateway", "run"]
 
-VERSION = "0.1.0"
 DRAIN_S = 30.0
 """Longest wait of a shutdown for requests in flight."""
 _POLL_S = 0.02

@@ -11,7 +11,7 @@ from backends.messages import Reply
 from inferlane.errors import Reason, Refused
 from proxy.arrival import Answered, Arrival, Walk
 from proxy.listeners.exchanges import Exchanges
-from proxy.listeners.quic import Peer
+from proxy.listeners.quic import WRITE_AHEAD, Peer
 from proxy.protocols.answers import refusal_answer, reply_head
 from proxy.protocols.fields import RequestHead
 from proxy.protocols.h3 import BadHead, DataReceived, ErrorCode, HeadReceived, Http3
@@ -20,9 +20,6 @@ from proxy.protocols.quic import QuicEvent, StopSendingReceived, StreamReset
 from qos.timeline import Timeline
 
 __all__ = ["Http3Session"]
-
-WRITE_AHEAD = 256 * 1024
-"""Unacknowledged reply bytes of one stream before its backend is made to wait."""
 
 
 class Http3Session:

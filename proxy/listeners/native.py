@@ -14,7 +14,7 @@ from inferlane.wire import UNTIL_FIN, Header, Type, WireError, decode, encode, h
 from proxy.arrival import Answered, Walk
 from proxy.listeners.datagrams import DatagramExchanges
 from proxy.listeners.exchanges import Exchanges
-from proxy.listeners.quic import Peer
+from proxy.listeners.quic import WRITE_AHEAD, Peer
 from proxy.protocols.answers import problem
 from proxy.protocols.native import error_header, inference, reply_header
 from proxy.protocols.quic import (
@@ -28,7 +28,6 @@ from qos.timeline import Timeline
 
 __all__ = ["NativeSession"]
 
-WRITE_AHEAD = 256 * 1024
 # Application error codes of inferlane/1 (docs/wire.md).
 MALFORMED, CANCELLED, BROKEN_OFF, NOT_ACCEPTED = 0x1, 0x2, 0x3, 0x4
 

@@ -2,7 +2,7 @@
 """QUIC on one UDP socket: finds the connection of a datagram, pumps its events, flushes once a wake-up.
 
 aioquic's own server sends after every event; one flush a connection and wake-up instead halved the CPU per
-request at 32 in flight (notes in docs/architecture.md).
+request at 32 in flight (the profile is in benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from proxy.protocols.quic import (
 )
 from proxy.timers import TimerHeap
 
-__all__ = ["Alarms", "Peer", "QuicListener", "Session", "SessionFor"]
+__all__ = ["WRITE_AHEAD", "Alarms", "Peer", "QuicListener", "Session", "SessionFor"]
 
+WRITE_AHEAD = 256 * 1024
+"""Unacknowledged reply bytes of one stream before its backend is made to wait."""
 _NO_ERROR = 0x100  # H3_NO_ERROR (RFC 9114 section 8.1); under inferlane/1 the same number means the same
 _INTERNAL_ERROR = 0x1  # RFC 9000 section 20.1
 _log = structlog.get_logger("inferlane.quic")

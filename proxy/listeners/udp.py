@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A UDP socket of our own: bounded receive bursts with DSCP and ECN, and sends that never wait.
 
-asyncio's datagram transports give neither ancillary data nor bursts (notes in docs/architecture.md), so the
+asyncio's datagram transports give neither ancillary data nor bursts, so the
 socket hangs on the loop by its file descriptor.
 """
 

@@ -157,7 +157,8 @@ class InferenceServer:
             return Dropped("too_many_exchanges")
         try:
             # Before anything is booked: a length that its own fragment belies must not take others' room.
-            Reassembly(header).add(header, payload)
+            reassembly = Reassembly(header)
+            body = reassembly.add(header, payload)
         except WireError as error:
             return Dropped(f"malformed_{error.rule}")
         if self._reassembly_bytes + header.total_length > MAX_REASSEMBLY_BYTES:
@@ -165,12 +166,12 @@ class InferenceServer:
         # Until when the client may repeat it; one that names no deadline may repeat for long.
         remaining_s = header.remaining_us / 1e6 or LONGEST_KEPT_S
         kept_s = min(max(remaining_s, SHORTEST_KEPT_S), LONGEST_KEPT_S)
-        exchange = _Exchange(now, header, Reassembly(header), header.total_length)
+        exchange = _Exchange(now, header, reassembly, header.total_length)
         self._exchanges[key] = exchange
         self._expiry.set(key, now + kept_s)
         self._unanswered[key[0]] = unanswered + 1
         self._reassembly_bytes += exchange.size
-        return self._continue(key, exchange, header, payload)
+        return self._advance(key, exchange, header, body, repeated=False)
 
     def _continue(self, key: Key, exchange: _Exchange, header: Header, payload: bytes) -> Outcome:
         if exchange.reply:
@@ -179,16 +180,20 @@ class InferenceServer:
             return Send([_ack(header.request_id, (1 << exchange.first.count) - 1)])
         if header.index == 0:
             exchange.first = header
-        repeated = exchange.reassembly.bitmap >> header.index & 1
+        repeated = bool(exchange.reassembly.bitmap >> header.index & 1)
         try:
             body = exchange.reassembly.add(header, payload)
         except WireError as error:
             return Dropped(f"malformed_{error.rule}")  # one bad fragment must not cost the good ones
+        return self._advance(key, exchange, header, body, repeated=repeated)
+
+    def _advance(self, key: Key, exchange: _Exchange, header: Header, body: bytes | None, *, repeated: bool) -> Outcome:
+        """A fragment is in: the message if it is whole now, else an ack where the peer waits for one."""
         if body is not None:
             exchange.reassembly = None
             self._reassembly_bytes -= exchange.size
             return Message(key, exchange.first, body, exchange.began)
-        if repeated or header.index == header.count - 1:
+        if exchange.reassembly is not None and (repeated or header.index == header.count - 1):
             return Send([_ack(header.request_id, exchange.reassembly.bitmap)])
         return Send([])
 
