@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from qos.dscp import ALLOWED, parse_dscp
-from qos.units import parse_duration, parse_size
+from qos.units import parse_duration, parse_rate, parse_share, parse_size
 
 __all__ = [
     "Dscp",
@@ -28,8 +28,10 @@ __all__ = [
     "ModelName",
     "Name",
     "Network",
+    "Rate",
     "Reading",
     "Settings",
+    "Share",
     "Size",
     "did_you_mean",
     "is_pattern",
@@ -175,6 +177,20 @@ Size = Annotated[
     WithJsonSchema({"type": "string", "pattern": "^[0-9]+(B|KiB|MiB|GiB)$", "examples": ["8MiB"]}),
 ]
 """Bytes."""
+
+Rate = Annotated[
+    int,
+    written(parse_rate, "a rate with its unit; write it as 500kbit, 12.5mbit or 10gbit"),
+    WithJsonSchema({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(kbit|mbit|gbit)$", "examples": ["940mbit"]}),
+]
+"""Bits per second."""
+
+Share = Annotated[
+    float,
+    written(parse_share, "a share of the link's rate; write it as 30%"),
+    WithJsonSchema({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?%$", "examples": ["30%"]}),
+]
+"""More than 0, at most 1."""
 
 Dscp = Annotated[
     int,

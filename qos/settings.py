@@ -10,13 +10,14 @@ from pydantic import AfterValidator, Field
 
 from qos.classify import Policy, Rule
 from qos.dscp import CODE_POINTS
-from qos.schema import Dscp, Duration, ModelName, Name, Network, Settings, shown
-from qos.traffic_class import ClassTable, TrafficClass
+from qos.schema import Dscp, Duration, ModelName, Name, Network, Rate, Settings, Share, shown
+from qos.traffic_class import ClassTable, TrafficClass, queue_priority
 
 __all__ = [
     "BUILT_IN_CLASSES",
     "ClassSettings",
     "GateSettings",
+    "LinkSettings",
     "RuleSettings",
     "TrustSettings",
     "WhenSettings",
@@ -31,6 +32,12 @@ _LONGEST_DEADLINE_S = 71 * 60.0
 def _deadline(seconds: float) -> float:
     if not 0 < seconds <= _LONGEST_DEADLINE_S:
         raise ValueError("a deadline is longer than 0 and at most 71m")
+    return seconds
+
+
+def _link_queue(seconds: float) -> float:
+    if not 1e-3 <= seconds <= 10:
+        raise ValueError("a link's queue is at least 1ms and at most 10s")
     return seconds
 
 
@@ -49,10 +56,23 @@ class GateSettings(Settings):
     """Longest wait in the gateway for a place at a backend; default: the class's deadline."""
 
 
+class LinkSettings(Settings):
+    """The kernel's side of the promise, on every interface that is shaped."""
+
+    share: Share | None = None
+    """Guaranteed part of the link's rate; default: an equal part of what the other classes leave."""
+    ceiling: Share = Field(default=1.0, json_schema_extra={"default": "100%"})
+    """Most of the link's rate that it may borrow."""
+    queue: Annotated[Duration, AfterValidator(_link_queue)] = Field(default=0.1, json_schema_extra={"default": "100ms"})
+    """Longest queue, in time at the guaranteed rate."""
+    police: Rate | None = None
+    """Most that lower classes' replies may send under this class's mark, on a connection that was raised to it."""
+
+
 class ClassSettings(Settings):
     """One traffic class; its place in the list is its rank."""
 
-    later: ClassVar = ("link", "hedge", "sheddable", "stream")
+    later: ClassVar = ("hedge", "sheddable", "stream")
 
     name: Name
     """For rules, headers, logs and metrics."""
@@ -64,6 +84,8 @@ class ClassSettings(Settings):
     """Whether requests get this class when nothing else decides; exactly one class says true."""
     gate: GateSettings = GateSettings()
     """The gateway's side of the promise."""
+    link: LinkSettings | None = None
+    """The kernel's side of the promise."""
 
 
 class WhenSettings(Settings):
@@ -110,6 +132,7 @@ BUILT_IN_CLASSES: tuple[ClassSettings, ...] = (
 
 def class_table(classes: Sequence[ClassSettings]) -> ClassTable:
     """The classes in rank order. The default one is the one that says so, or the only one."""
+    default_rank = next((rank for rank, each in enumerate(classes) if each.default), 0)
     table = [
         TrafficClass(
             name=each.name,
@@ -117,6 +140,8 @@ def class_table(classes: Sequence[ClassSettings]) -> ClassTable:
             dscp=each.dscp,
             deadline_s=each.deadline,
             queue_s=each.deadline if each.gate.queue is None else each.gate.queue,
+            priority=queue_priority(rank, default_rank, each.dscp),
+            police=None if each.link is None else each.link.police,
         )
         for rank, each in enumerate(classes)
     ]

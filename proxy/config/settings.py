@@ -13,6 +13,8 @@ from backends.settings import PoolSettings, parse_host_port
 from qos.classify import Policy
 from qos.schema import FilePath, Name, Settings, Size, one_of, shown, written
 from qos.settings import BUILT_IN_CLASSES, ClassSettings, RuleSettings, TrustSettings, class_table, policy
+from qos.tc.policy import LinkPolicy, link_policy
+from qos.tc.settings import FlowSettings, InterfaceSettings, SafetySettings
 
 __all__ = ["AdminSettings", "Bind", "Config", "ListenerSettings", "LogSettings", "TlsFiles", "Transport"]
 
@@ -142,7 +144,7 @@ def _version(value: object) -> object:
 class Config(Settings):
     """A whole gateway, verified."""
 
-    later: ClassVar = ("clients", "interfaces", "flows", "safety", "workers")
+    later: ClassVar = ("clients", "workers")
 
     version: Annotated[Literal[1], BeforeValidator(_version)] = 1
     """Of this file's format."""
@@ -156,6 +158,12 @@ class Config(Settings):
     """Where requests come in."""
     pools: tuple[PoolSettings, ...] = Field(min_length=1)
     """Who answers for which model; a model's exact name goes before patterns, then the first match."""
+    interfaces: tuple[InterfaceSettings, ...] = ()
+    """Links that traffic control may shape; none: marks only."""
+    flows: tuple[FlowSettings, ...] = ()
+    """Traffic through this host that is not the gateway's own; the first that matches decides."""
+    safety: SafetySettings = SafetySettings()
+    """How changes to the kernel are made, kept and undone."""
     admin: AdminSettings = AdminSettings()
     """The port for metrics and health."""
     log: LogSettings = LogSettings()
@@ -165,3 +173,7 @@ class Config(Settings):
         """What `qos.classify` needs of it, the class table among it."""
         listeners = {each.name: each.max_class for each in self.listeners}
         return policy(class_table(self.classes), self.rules, self.trust, listeners)
+
+    def link_policy(self) -> LinkPolicy:
+        """What `qos.tc` needs of it."""
+        return link_policy(self.classes, self.interfaces, self.flows, self.safety)
