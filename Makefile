@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 MODEL  := models/magika/model.onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test check lint format schema bench-h3 bench-datagram clean
+.PHONY: help setup model demo test test-kernel check lint format schema bench-h3 bench-datagram clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: $(STAMP)  ## all tests
 	@test -f $(MODEL) || $(MAKE) --no-print-directory model || echo 'without the demo model its tests are skipped'
 	$(BIN)/pytest
 
+test-kernel: $(STAMP)  ## only tests/kernel, on Debian's kernel under QEMU, as they run
+	INFERLANE_MUST_RUN=qemu $(BIN)/pytest tests/integration/test_full_kernel.py --capture=no
+
 lint: $(STAMP)  ## style, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -58,4 +61,4 @@ bench-datagram: $(STAMP)  ## what the gateway adds to one inference datagram
 	$(BIN)/python -m benchmarks.datagram
 
 clean:  ## remove the environment and what was built or fetched
-	rm -rf $(VENV) build dist models benchmarks/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .cache build dist models benchmarks/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -29,7 +29,7 @@ class Need:
 
 NEEDS = {
     "root": Need(lambda: os.geteuid() == 0, "run the tests as root"),
-    "qemu": Need(lambda: shutil.which("qemu-system-x86_64") is not None, "apt-get install qemu-system-x86"),
+    "qemu": Need(lambda: shutil.which("qemu-system-x86_64") is not None, "apt-get install qemu-system-x86 kmod cpio"),
     "gpu": Need(lambda: Path("/dev/nvidiactl").exists(), "run on a machine with an NVIDIA GPU"),
     "model": Need((ROOT / "models/magika/model.onnx").is_file, "make model"),
     "gtlsclient": Need(lambda: shutil.which("gtlsclient") is not None, "apt-get install ngtcp2-client"),
