@@ -84,6 +84,10 @@ class Answered:
 class Responder(Protocol):
     """A door's way back for one request."""
 
+    def judged(self, answered: Answered) -> None:
+        """The request has its class, before anything else happens to it; what goes back may be marked from here on."""
+        ...
+
     async def reply(self, reply: Reply, answered: Answered) -> None:
         """Send the reply, a piecewise body as it comes and no faster than the client reads."""
         ...

@@ -27,16 +27,15 @@ def summary(reply: Reply) -> str:
         "model": f"{reply.model} {reply.version}".strip(),
         "class": reply.served_class,
         "endpoint": reply.endpoint,
-        "DSCP seen": None if reply.dscp_seen is None else dscp_name(reply.dscp_seen),
         "request": reply.request_id,
     }
     stages = {name: getattr(reply.timing, name) for name in _STAGES}
-    return "\n".join(
-        [
-            "  ".join(f"{name} {value}" for name, value in about.items() if value is not None),
-            "ms: " + "  ".join(f"{name} {each * 1e3:.3f}" for name, each in stages.items() if each is not None),
-        ]
-    )
+    lines = [
+        "  ".join(f"{name} {value}" for name, value in about.items() if value is not None),
+        *([] if reply.dscp_seen is None else [_marks(reply.dscp_sent, reply.dscp_seen)]),
+        "ms: " + "  ".join(f"{name} {each * 1e3:.3f}" for name, each in stages.items() if each is not None),
+    ]
+    return "\n".join(lines)
 
 
 def table(reply: Reply, files: Mapping[str, Path]) -> Table:
@@ -61,6 +60,7 @@ def document(reply: Reply, files: Mapping[str, Path]) -> dict[str, Any]:
         "version": reply.version,
         "class": reply.served_class,
         "endpoint": reply.endpoint,
+        "dscp_sent": reply.dscp_sent,
         "dscp_seen": reply.dscp_seen,
         "request_id": reply.request_id,
         "timing_ms": {name: None if each is None else round(each * 1e3, 3) for name, each in stages.items()},
@@ -75,6 +75,14 @@ def document(reply: Reply, files: Mapping[str, Path]) -> dict[str, Any]:
             for name, array in reply.outputs.items()
         ],
     }
+
+
+def _marks(sent: int, seen: int) -> str:
+    """What became of the mark: networks may clear it at their edge, or set their own (RFC 2474 section 2)."""
+    told = f"dscp: sent {dscp_name(sent)}, seen {dscp_name(seen)}"
+    if sent == seen:
+        return told
+    return f"{told}: {'changed' if seen else 'bleached'} on the path"
 
 
 def _first_values(array: NDArray[Any]) -> list[bool | int | float | str]:

@@ -29,6 +29,7 @@ from proxy.config.settings import Bind
 from proxy.gate import Gate
 from proxy.listeners.door import Door, DoorPlan
 from proxy.listeners.http1 import Http1Door
+from proxy.listeners.marks import Marks
 from proxy.listeners.quic import Alarms
 from proxy.pipeline import VERSION, Pipeline
 from proxy.server import DRAIN_S
@@ -37,6 +38,7 @@ from proxy.telemetry.finished import Telemetry
 from proxy.telemetry.metrics import Metrics
 from qos.classify import Policy
 from qos.settings import BUILT_IN_CLASSES, GateSettings, TrustSettings, class_table, policy
+from qos.traffic_class import ClassTable
 
 __all__ = ["ModelServer", "find_models", "pools_of", "run", "trusting_policy"]
 
@@ -144,7 +146,8 @@ class ModelServer:
                 await pool.start()
             alarms = Alarms(self._clock)
             opening.callback(alarms.close)
-            datagrams = Door(_udp_plan(self._udp_bind), self.pipeline, alarms=alarms, clock=self._clock)
+            marks = Marks(_classes(), {_UDP: None}, clock=self._clock)
+            datagrams = Door(_udp_plan(self._udp_bind), self.pipeline, marks=marks, alarms=alarms, clock=self._clock)
             datagrams.start()
             opening.callback(datagrams.close)
             door = Http1Door(
@@ -178,10 +181,14 @@ class ModelServer:
 def trusting_policy() -> Policy:
     """Believes every class it knows and caps no deadline but that of a request without one."""
     everybody = (ip_network("0.0.0.0/0"), ip_network("::/0"))
-    # The names and ranks that a gateway's requests bring; the time they may take is the gateway's to say.
-    classes = class_table([each.model_copy(update=_UNCAPPED) for each in BUILT_IN_CLASSES])
+    classes = _classes()
     highest = next(iter(classes)).name
     return policy(classes, (), TrustSettings(class_from=everybody), {_HTTP: highest, _UDP: highest})
+
+
+def _classes() -> ClassTable:
+    """The names and ranks that a gateway's requests bring; the time they may take is the gateway's to say."""
+    return class_table([each.model_copy(update=_UNCAPPED) for each in BUILT_IN_CLASSES])
 
 
 _UNCAPPED = {"deadline": LONGEST_S, "gate": GateSettings()}
@@ -195,6 +202,7 @@ def _udp_plan(bind: Bind) -> DoorPlan:
         tls=None,
         max_body=MAX_BODY,
         cookie_secret=secrets.token_bytes(32),
+        reflects=True,
     )
 
 

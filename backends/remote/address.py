@@ -12,7 +12,9 @@ from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
 
+from backends.remote.marks import mark_socket
 from inferlane.errors import Reason, Refused
+from qos.marking import UNMARKED, Mark
 
 __all__ = ["CONNECT_S", "Address", "open_socket", "reaching", "resolve", "unreachable"]
 
@@ -23,10 +25,12 @@ Address = tuple[Any, ...]
 """As getaddrinfo gives it: (host, port) for IPv4, two numbers more for IPv6."""
 
 
-def open_socket(family: int, kind: socket.SocketKind) -> socket.socket:
-    """A socket before it connects: the place for options that even its first packet must carry."""
+def open_socket(family: int, kind: socket.SocketKind, mark: Mark = UNMARKED) -> socket.socket:
+    """A socket before it connects, so that even its first packet, TCP's SYN, carries the mark."""
     sock = socket.socket(family, kind)
     sock.setblocking(False)
+    if mark != UNMARKED:
+        mark_socket(sock, mark)
     return sock
 
 

@@ -16,6 +16,7 @@ from backends.remote.lane import Lane, Path
 from backends.settings import parse_host_port
 from inferlane.errors import Reason, Refused
 from inferlane.wire import MAX_DATAGRAM, MAX_FRAGMENTS, Header, Type, WireError, microseconds
+from qos.marking import Mark, mark_of
 
 __all__ = ["DatagramBackend"]
 
@@ -24,7 +25,11 @@ MOST_BODY = MAX_FRAGMENTS * MAX_DATAGRAM
 
 
 class DatagramBackend:
-    """One server. address: host:port. Each traffic class has its own socket, because a packet carries its DSCP."""
+    """One server. address: host:port.
+
+    Each traffic class has a socket of its own and marks it once: no packet pays for its mark, what is repeated has it
+    too, and bulk that waits in its socket's send buffer delays no other class.
+    """
 
     ready = True  # without an active probe; what fails is told by each request
 
@@ -48,7 +53,7 @@ class DatagramBackend:
     async def infer(self, request: Request) -> Reply:
         """Send the request and bring the reply."""
         body = await _whole(request.body, request.deadline)
-        lane = await self._lane(request.traffic_class.name, request.deadline)
+        lane = await self._lane(request.traffic_class.name, mark_of(request.traffic_class), request.deadline)
         try:
             answer = await lane.ask(_header(request), body, deadline=request.deadline)
         except WireError as error:
@@ -67,15 +72,16 @@ class DatagramBackend:
             f"the metadata of {model!r} cannot be asked by datagram; add an `oip:` endpoint of the same server",
         )
 
-    async def _lane(self, name: str, deadline: float) -> Lane:
+    async def _lane(self, name: str, mark: Mark, deadline: float) -> Lane:
         lane = self._lanes.get(name)
         if lane is None or lane.retired:
-            opened = await self._path.open(deadline)
+            opened = await self._path.open(deadline, mark)
             lane = self._lanes.get(name)
             if lane is None or lane.retired:
-                lane = self._lanes[name] = Lane(name, opened, self._path)
+                lane = self._lanes[name] = Lane(name, opened, self._path, mark)
             else:
                 opened.close()  # another request was faster
+        lane.carry(mark)
         return lane
 
 

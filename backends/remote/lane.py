@@ -15,9 +15,11 @@ from math import inf
 from time import monotonic
 
 from backends.remote.address import Address, open_socket, reaching, resolve, unreachable
+from backends.remote.marks import MarkedSocket
 from inferlane.errors import Reason, Refused
 from inferlane.transfer import Exchange
 from inferlane.wire import MAX_DATAGRAM, Header, Type, WireError, decode
+from qos.marking import UNMARKED, Mark
 
 __all__ = ["Answer", "Lane", "Path"]
 
@@ -47,7 +49,7 @@ class Path:
         self._port = port
         self._failures = 0
 
-    async def open(self, deadline: float) -> socket.socket:
+    async def open(self, deadline: float, mark: Mark = UNMARKED) -> socket.socket:
         """A socket connected to the server, so that the kernel drops what others send. Raises Refused."""
         async with reaching(deadline):
             addresses = await resolve(self._host, self._port, socket.SOCK_DGRAM)
@@ -55,16 +57,16 @@ class Path:
             addresses = addresses[turn:] + addresses[:turn]
             for family, address in addresses[:-1]:
                 with suppress(OSError):  # the last address tells what is wrong
-                    return _connected(family, address)
-            return _connected(*addresses[-1])
+                    return _connected(family, address, mark)
+            return _connected(*addresses[-1], mark)
 
     def failed(self) -> None:
         """Nobody answers at the address that was tried last. Connecting does not show it: the next has its turn."""
         self._failures += 1
 
 
-def _connected(family: int, address: Address) -> socket.socket:
-    sock = open_socket(family, socket.SOCK_DGRAM)
+def _connected(family: int, address: Address, mark: Mark) -> socket.socket:
+    sock = open_socket(family, socket.SOCK_DGRAM, mark)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         sock.connect(address)  # sends nothing; fails where there is no route
@@ -85,16 +87,17 @@ class _Asked:
 class Lane:
     """The exchanges of one traffic class with one server.
 
-    sock: connected, and this lane's from here on.
+    sock: connected, and this lane's from here on; mark: what it was opened with.
     """
 
-    def __init__(self, name: str, sock: socket.socket, path: Path) -> None:
+    def __init__(self, name: str, sock: socket.socket, path: Path, mark: Mark = UNMARKED) -> None:
         self.retired = False
         """The server is not where this socket leads: its name is to be looked up again, for a new lane."""
         self.dropped = 0
         """Datagrams that made no sense."""
         self._name = name
         self._sock = sock
+        self._marked = MarkedSocket(sock, mark)
         self._path = path
         self._loop = asyncio.get_running_loop()
         self._asked: dict[int, _Asked] = {}
@@ -108,6 +111,11 @@ class Lane:
 
     def __repr__(self) -> str:
         return f"<Lane {self._name}{' retired' if self.retired else ''}, {len(self._asked)} in flight>"
+
+    def carry(self, mark: Mark) -> None:
+        """What is sent next has this mark, also what is repeated of requests in flight."""
+        if not self._closed:
+            self._marked.carry(mark)
 
     async def ask(self, header: Header, body: bytes, *, deadline: float) -> Answer:
         """One exchange. Raises Refused, the server's refusals too, and WireError where the header cannot be written."""

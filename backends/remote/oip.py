@@ -19,6 +19,7 @@ from backends.remote.connection import Answer, Stale
 from backends.remote.keepalive import Connections
 from backends.remote.origin import model_path, parse_origin
 from inferlane.errors import Reason, Refused
+from qos.marking import UNMARKED, Mark, mark_of
 
 __all__ = ["OipBackend"]
 
@@ -34,7 +35,7 @@ PREFIXES = 1024
 class OipBackend:
     """One server.
 
-    url: http:// or https://, host, port and the path above its /v2; slots: idle connections kept per class;
+    url: http:// or https://, host, port and the path above its /v2; slots: idle connections kept;
     ca: the certificates that an https server is checked against, None for the system's.
     """
 
@@ -70,7 +71,10 @@ class OipBackend:
         if body.complete and body.received <= ONE_WRITE:
             payload = await body.read_all()
             answer = await self._ask(
-                request.traffic_class.name, lambda: self._head(request, len(payload)) + payload, request.deadline
+                request.traffic_class.name,
+                mark_of(request.traffic_class),
+                lambda: self._head(request, len(payload)) + payload,
+                request.deadline,
             )
         else:
             answer = await self._ask_while_it_arrives(request)
@@ -84,10 +88,10 @@ class OipBackend:
             path.encode(),
             self._origin.authority,
         )
-        return _reply(await self._ask("", lambda: head, deadline))
+        return _reply(await self._ask("", UNMARKED, lambda: head, deadline))
 
-    async def _ask(self, class_name: str, render: Callable[[], bytes], deadline: float) -> Answer:
-        connection = self._connections.take(class_name)
+    async def _ask(self, class_name: str, mark: Mark, render: Callable[[], bytes], deadline: float) -> Answer:
+        connection = self._connections.take(class_name, mark)
         if connection is not None:
             try:
                 return await connection.ask(render(), deadline=deadline)
@@ -95,15 +99,15 @@ class OipBackend:
                 # Closed in the moment we wrote. Once more on a new connection: inference has no side effects, and
                 # RFC 9110 section 9.2.2 lets a client repeat what it knows to be idempotent.
                 pass
-        connection = await self._connections.open(class_name, deadline=deadline)
+        connection = await self._connections.open(class_name, mark, deadline=deadline)
         return await connection.ask(render(), deadline=deadline)
 
     async def _ask_while_it_arrives(self, request: Request) -> Answer:
-        body, class_name = request.body, request.traffic_class.name
+        body, class_name, mark = request.body, request.traffic_class.name, mark_of(request.traffic_class)
         length = body.received if body.complete else body.declared
-        connection = self._connections.take(class_name, used_since=monotonic() - FRESH_S)
+        connection = self._connections.take(class_name, mark, used_since=monotonic() - FRESH_S)
         if connection is None:
-            connection = await self._connections.open(class_name, deadline=request.deadline)
+            connection = await self._connections.open(class_name, mark, deadline=request.deadline)
         head = self._head(request, length)
         return await connection.ask(head, deadline=request.deadline, body=body, length=length)
 

@@ -12,6 +12,7 @@ from inferlane.errors import Reason, Refused
 from inferlane.wire import MAX_DATAGRAM, MAX_FRAGMENTS
 from proxy.arrival import Answered, Walk
 from proxy.listeners.exchanges import Exchanges
+from proxy.listeners.quic import Peer
 from proxy.protocols.answers import problem
 from proxy.protocols.cookies import CookieJar
 from proxy.protocols.inference import Cancelled, Dropped, InferenceServer, Key, Message, Send
@@ -20,14 +21,15 @@ from qos.timeline import Timeline
 
 __all__ = ["DatagramExchanges"]
 
-SendBack = Callable[[bytes, Hashable], None]
-"""A datagram and the peer it goes to."""
+SendBack = Callable[[bytes, Hashable, str | None, int], None]
+"""A datagram, the peer it goes to, the class of its request once it has one, and the DSCP that came."""
 
 
 class DatagramExchanges:
     """The inference datagrams of one socket, or of one QUIC connection.
 
-    transport: "udp" or "datagram". cookies: None where the transport has proved the address.
+    transport: "udp" or "datagram". cookies: None where the transport has proved the address. connection: the QUIC
+    connection whose one mark all of them ride.
     """
 
     def __init__(  # noqa: PLR0913  one line each at its single caller
@@ -41,7 +43,9 @@ class DatagramExchanges:
         counts: Counter[str],
         cookies: CookieJar | None,
         max_datagram: int = MAX_DATAGRAM,
+        connection: Peer | None = None,
     ) -> None:
+        self.connection = connection
         self._server = InferenceServer(cookies=cookies, max_datagram=max_datagram)
         self._exchanges = Exchanges(walk)
         self._send = send
@@ -61,8 +65,10 @@ class DatagramExchanges:
         """One datagram, with what its transport knows of it."""
         now = self._clock()
         match self._server.receive(datagram, peer, now):
-            case Send(datagrams):
-                self.send(datagrams, peer)
+            case Send(datagrams, class_name):
+                if self.connection is not None and class_name is not None:
+                    self.connection.charge(class_name, sum(map(len, datagrams)))
+                self.send(datagrams, peer, class_name, dscp)
             case Message() as message:
                 self._begin(message, client, dscp, Timeline(message.began, rtt_s=rtt_s))
             case Cancelled(key):
@@ -70,10 +76,10 @@ class DatagramExchanges:
             case Dropped(reason):
                 self._counts[reason] += 1
 
-    def send(self, datagrams: list[bytes], peer: Hashable) -> None:
+    def send(self, datagrams: list[bytes], peer: Hashable, class_name: str | None, dscp: int) -> None:
         """Datagrams back to a peer."""
         for each in datagrams:
-            self._send(each, peer)
+            self._send(each, peer, class_name, dscp)
 
     def cancel_all(self) -> None:
         """The peer, or the socket, is gone."""
@@ -101,16 +107,26 @@ class _Responder:
         self._server = server
         self._key = key
 
+    def judged(self, answered: Answered) -> None:
+        if self._exchanges.connection is not None:
+            self._exchanges.connection.judged(answered.traffic_class)
+
     async def reply(self, reply: Reply, answered: Answered) -> None:
         body = reply.body if isinstance(reply.body, bytes) else await _gather(reply.body)
         answered.bytes_out = len(body)
+        class_name = answered.traffic_class.name
+        if self._exchanges.connection is not None:
+            await self._exchanges.connection.admit(class_name, len(body))
         header = reply_header(self._key[1], reply, answered, length=len(body))
-        self._exchanges.send(self._server.answer(self._key, header, body), self._key[0])
+        self._send(self._server.answer(self._key, header, body), answered)
 
     async def refuse(self, refusal: Refused, answered: Answered) -> None:
         header = error_header(self._key[1], refusal, answered)
         document = problem(refusal, answered.arrival.request_id)
-        self._exchanges.send(self._server.refuse(self._key, header, document), self._key[0])
+        self._send(self._server.refuse(self._key, header, document), answered)
+
+    def _send(self, datagrams: list[bytes], answered: Answered) -> None:
+        self._exchanges.send(datagrams, self._key[0], answered.traffic_class.name, answered.arrival.dscp)
 
 
 async def _gather(pieces: Pieces) -> bytes:

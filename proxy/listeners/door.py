@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from inferlane.wire import MAGIC
 from proxy.arrival import Walk
 from proxy.listeners.datagrams import DatagramExchanges
 from proxy.listeners.http3 import Http3Session
+from proxy.listeners.marks import Marks
 from proxy.listeners.native import NativeSession
 from proxy.listeners.quic import Alarms, Peer, QuicListener, Session
 from proxy.listeners.udp import Address, UdpSocket, bind
 from proxy.protocols.cookies import CookieJar
 from proxy.protocols.quic import ALPN_H3, ALPN_NATIVE, QuicConfiguration
+from qos.marking import Mark, usual_priority
 
 __all__ = ["Door", "DoorPlan", "alpn_of"]
 
@@ -38,7 +41,8 @@ def alpn_of(accept: frozenset[str]) -> list[str]:
 class DoorPlan:
     """What a door needs to know of the config.
 
-    accept: of h3, stream, datagram, udp. tls: needed for the first three. cookie_secret: 32 bytes, for udp.
+    accept: of h3, stream, datagram, udp. tls: needed for the first three. cookie_secret: 32 bytes, for udp. reflects:
+    inference datagrams go back under the DSCP that came, for behind a gateway the marks are the gateway's to choose.
     """
 
     name: str
@@ -47,14 +51,16 @@ class DoorPlan:
     tls: QuicConfiguration | None
     max_body: int
     cookie_secret: bytes
+    reflects: bool = False
 
 
 class Door:
     """The sockets of one listener on the running loop."""
 
-    def __init__(self, plan: DoorPlan, walk: Walk, *, alarms: Alarms, clock: Callable[[], float]) -> None:
+    def __init__(self, plan: DoorPlan, walk: Walk, *, marks: Marks, alarms: Alarms, clock: Callable[[], float]) -> None:
         self._plan = plan
         self._walk = walk
+        self._marks = marks
         self._alarms = alarms
         self._clock = clock
         self._counts: Counter[str] = Counter()
@@ -140,13 +146,19 @@ class Door:
         if plan.tls is not None:
             with_datagrams = "datagram" in plan.accept
             quic = QuicListener(
-                plan.tls, self._session_for, alarms=self._alarms, clock=self._clock, datagrams=with_datagrams
+                plan.tls,
+                self._session_for,
+                alarms=self._alarms,
+                clock=self._clock,
+                datagrams=with_datagrams,
+                marks=self._marks,
+                name=plan.name,
             )
-        side = _Side(sock, quic, self._counts)
+        side = _Side(sock, quic, self._counts, self._marks.at(plan.name))
         if "udp" in plan.accept:
             side.datagrams = DatagramExchanges(
                 self._walk,
-                lambda datagram, peer: side.socket.send(datagram, cast(Address, peer)),
+                partial(self._send_back, side),
                 transport="udp",
                 listener=plan.name,
                 clock=self._clock,
@@ -154,6 +166,11 @@ class Door:
                 cookies=self._cookies,
             )
         return side
+
+    def _send_back(self, side: _Side, datagram: bytes, peer: Hashable, class_name: str | None, dscp: int) -> None:
+        reflected = Mark(dscp, usual_priority(dscp)) if self._plan.reflects else None
+        mark = reflected or self._marks.datagram(self._plan.name, class_name)
+        side.socket.send(datagram, cast(Address, peer), mark)
 
     def _session_for(self, peer: Peer, alpn: str) -> Session:
         plan = self._plan
@@ -174,11 +191,11 @@ class Door:
 class _Side:
     """One socket, and who gets its datagrams."""
 
-    def __init__(self, sock: socket.socket, quic: QuicListener | None, counts: Counter[str]) -> None:
+    def __init__(self, sock: socket.socket, quic: QuicListener | None, counts: Counter[str], mark: Mark) -> None:
         self.quic = quic
         self.datagrams: DatagramExchanges | None = None
         self._counts = counts
-        self.socket = UdpSocket(sock, self._receive, burst_ended=self._burst_ended)
+        self.socket = UdpSocket(sock, self._receive, burst_ended=self._burst_ended, mark=mark)
         if quic is not None:
             quic.attach(self.socket.send)
 

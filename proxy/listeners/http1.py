@@ -18,9 +18,11 @@ from backends.body import Body
 from backends.messages import Reply
 from inferlane.errors import Reason, Refused
 from proxy.arrival import Answered, Arrival, Walk
+from proxy.listeners.tcp_marks import arrived_ds_field, carry, listen_for_marks
 from proxy.protocols.answers import HeadFields, refusal_answer, reply_head
 from proxy.protocols.fields import FieldsTooLarge, MalformedRequest, RequestHead, clean
 from proxy.protocols.http_arrival import Origin, arrival
+from qos.dscp import dscp_of
 from qos.timeline import Timeline
 
 __all__ = ["Http1Door", "Models"]
@@ -41,7 +43,8 @@ _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"tr
 class Http1Door:
     """Makes arrivals of HTTP/1.1 requests, from as many sockets as it is given.
 
-    models: what POST /v2/repository/index tells; None: there is no such path here.
+    models: what POST /v2/repository/index tells; None: there is no such path here. Replies carry the DSCP that their
+    connection came with: whoever connects keeps a connection to one class.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Http1Door:
     async def start(self, sock: socket.socket) -> None:
         """Serve a bound socket, which is this door's from now on."""
         loop = asyncio.get_running_loop()
+        listen_for_marks(sock)
         serve = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
         self._servers.append(await serve(self._http, sock=sock))
 
@@ -123,7 +127,7 @@ class Http1Door:
             transport="http",
             listener=self._listener,
             client=request.remote or "127.0.0.1",  # a Unix socket's peer has no address and is on this machine
-            dscp=0,  # the kernel does not tell the marks of TCP segments
+            dscp=_reflected_dscp(request),
             timeline=Timeline(self._clock()),
             max_body=self._max_body,
         )
@@ -180,6 +184,9 @@ class Http1Responder:
         self._last = last
         self.response: web.StreamResponse | None = None
 
+    def judged(self, answered: Answered) -> None:
+        """Its connection has carried the mark that came since before the class was known."""
+
     async def reply(self, reply: Reply, answered: Answered) -> None:
         status, fields = reply_head(reply, answered)
         if isinstance(reply.body, bytes):
@@ -210,6 +217,16 @@ class Http1Responder:
             response.force_close()
         self.response = response
         await _while_connected(response.prepare(self._request))
+
+
+def _reflected_dscp(request: web.BaseRequest) -> int:
+    """The DSCP a request came with, which its reply carries from here on."""
+    sock = None if request.transport is None else request.transport.get_extra_info("socket")
+    if sock is None:
+        return 0
+    ds_field = arrived_ds_field(sock)
+    carry(sock, ds_field)
+    return dscp_of(ds_field)
 
 
 async def _while_connected(step: Awaitable[object]) -> None:

@@ -11,6 +11,7 @@ from backends.messages import Reply
 from inferlane.errors import Reason, Refused
 from proxy.arrival import Answered, Arrival, Walk
 from proxy.listeners.exchanges import Exchanges
+from proxy.listeners.marks import slices
 from proxy.listeners.quic import WRITE_AHEAD, Peer
 from proxy.protocols.answers import refusal_answer, reply_head
 from proxy.protocols.fields import RequestHead
@@ -134,6 +135,9 @@ class Http3Responder:
         self._head_only = head_only
         self._head_sent = False
 
+    def judged(self, answered: Answered) -> None:
+        self._peer.judged(answered.traffic_class)
+
     async def reply(self, reply: Reply, answered: Answered) -> None:
         answered.arrival.timeline.rtt_s = self._peer.quic.round_trip_s
         status, fields = reply_head(reply, answered)
@@ -142,14 +146,16 @@ class Http3Responder:
             fields = [each for each in fields if each[0] != b"content-length"]
         section = [(b":status", b"%d" % status), *fields]
         self._head_sent = True
-        if isinstance(reply.body, bytes):
-            answered.bytes_out = len(reply.body)
-            self._http.send_reply(self._stream_id, section, b"" if self._head_only else reply.body, ended=True)
+        class_name, body = answered.traffic_class.name, reply.body
+        if isinstance(body, bytes) and not self._peer.polices(class_name):
+            answered.bytes_out = len(body)
+            self._http.send_reply(self._stream_id, section, b"" if self._head_only else body, ended=True)
             self._peer.touch()
             return
         self._http.send_reply(self._stream_id, section, b"", ended=False)
         self._peer.touch()
-        async for chunk in reply.body:
+        async for chunk in slices(body) if isinstance(body, bytes) else body:
+            await self._peer.admit(class_name, len(chunk))
             answered.bytes_out += len(chunk)
             if not self._head_only:
                 self._http.send_body(self._stream_id, chunk, ended=False)

@@ -14,6 +14,7 @@ from inferlane.wire import UNTIL_FIN, Header, Type, WireError, decode, encode, h
 from proxy.arrival import Answered, Walk
 from proxy.listeners.datagrams import DatagramExchanges
 from proxy.listeners.exchanges import Exchanges
+from proxy.listeners.marks import slices
 from proxy.listeners.quic import WRITE_AHEAD, Peer
 from proxy.protocols.answers import problem
 from proxy.protocols.native import error_header, inference, reply_header
@@ -67,6 +68,7 @@ class NativeSession:
                 counts=counts,
                 cookies=None,
                 max_datagram=max(peer.quic.datagram_capacity, 256),
+                connection=peer,
             )
         self._refused: set[int] = set()
 
@@ -107,7 +109,7 @@ class NativeSession:
         if self._datagrams is not None:
             self._datagrams.cancel_all()
 
-    def _send_datagram(self, datagram: bytes, _: Hashable) -> None:
+    def _send_datagram(self, datagram: bytes, _: Hashable, _class_name: str | None, _dscp: int) -> None:
         self._peer.quic.send_datagram_frame(datagram)
         self._peer.touch()
 
@@ -208,15 +210,21 @@ class _StreamResponder:
         self._request_id = request_id
         self._head_sent = False
 
+    def judged(self, answered: Answered) -> None:
+        self._peer.judged(answered.traffic_class)
+
     async def reply(self, reply: Reply, answered: Answered) -> None:
         answered.arrival.timeline.rtt_s = self._peer.quic.round_trip_s
-        if isinstance(reply.body, bytes):
-            answered.bytes_out = len(reply.body)
-            head = encode(reply_header(self._request_id, reply, answered, length=len(reply.body)))
-            self._write(head + reply.body, ended=True)
+        class_name, body = answered.traffic_class.name, reply.body
+        length = len(body) if isinstance(body, bytes) else UNTIL_FIN
+        head = encode(reply_header(self._request_id, reply, answered, length=length))
+        if isinstance(body, bytes) and not self._peer.polices(class_name):
+            answered.bytes_out = len(body)
+            self._write(head + body, ended=True)
             return
-        self._write(encode(reply_header(self._request_id, reply, answered, length=UNTIL_FIN)), ended=False)
-        async for chunk in reply.body:
+        self._write(head, ended=False)
+        async for chunk in slices(body) if isinstance(body, bytes) else body:
+            await self._peer.admit(class_name, len(chunk))
             answered.bytes_out += len(chunk)
             self._write(chunk, ended=False)
             await self._peer.room(self._stream_id, WRITE_AHEAD)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import structlog
 
+from proxy.listeners.marks import Marks
 from proxy.listeners.udp import Address
 from proxy.protocols.quic import (
     Connection,
@@ -31,8 +32,11 @@ from proxy.protocols.quic import (
     version_negotiation,
 )
 from proxy.timers import TimerHeap
+from qos.connection_mark import ConnectionMark
+from qos.marking import Mark
+from qos.traffic_class import TrafficClass
 
-__all__ = ["WRITE_AHEAD", "Alarms", "Peer", "QuicListener", "Session", "SessionFor"]
+__all__ = ["WRITE_AHEAD", "Alarms", "Peer", "QuicListener", "Send", "Session", "SessionFor"]
 
 WRITE_AHEAD = 256 * 1024
 """Unacknowledged reply bytes of one stream before its backend is made to wait."""
@@ -115,6 +119,8 @@ class Peer:
         self._first_address = address
         self.dscp = dscp
         """DSCP of the newest datagram: a client may re-mark its connection."""
+        self.mark = ConnectionMark()
+        """Of everything that it sends."""
         self.cids: set[bytes] = set()
         self._room: asyncio.Future[None] | None = None
 
@@ -135,6 +141,22 @@ class Peer:
         """The application took bytes of a stream; a due window frame goes out with the next flush."""
         if self.quic.consume(stream_id, count):
             self.touch()
+
+    def judged(self, traffic_class: TrafficClass) -> None:
+        """One of its requests got its class."""
+        self.listener.marks.judged(self.mark, traffic_class)
+
+    def polices(self, class_name: str) -> bool:
+        """Whether replies of this class have to ask for admission."""
+        return self.listener.marks.polices(self.mark, class_name)
+
+    async def admit(self, class_name: str, count: int) -> None:
+        """Wait until so many reply bytes of a class may ride the connection's mark. The caller owns the deadline."""
+        await self.listener.marks.admit(self.mark, class_name, count)
+
+    def charge(self, class_name: str, count: int) -> None:
+        """Count reply bytes that go at once."""
+        self.listener.marks.charge(self.mark, class_name, count)
 
     async def room(self, stream_id: int, most: int) -> None:
         """Wait until at most `most` bytes of a stream are unacknowledged. The caller owns the deadline."""
@@ -174,12 +196,13 @@ class Peer:
 
 
 SessionFor = Callable[[Peer, str], Session]
+Send = Callable[[bytes, Address, Mark], None]
 
 
 class QuicListener:
-    """Every connection of one socket, by connection id."""
+    """Every connection of one socket, by connection id. name: the listener's, for its mark."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one line each at its single caller
         self,
         configuration: QuicConfiguration,
         session_for: SessionFor,
@@ -187,12 +210,16 @@ class QuicListener:
         alarms: Alarms,
         clock: Callable[[], float],
         datagrams: bool,
+        marks: Marks,
+        name: str,
     ) -> None:
         self.session_for = session_for
+        self.marks = marks
+        self._name = name
         self.counts: Counter[str] = Counter()
         self._configuration = configuration
         self._datagrams = datagrams
-        self._send: Callable[[bytes, Address], None] = lambda datagram, address: None
+        self._send: Send = lambda datagram, address, mark: None
         self._alarms = alarms
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -209,7 +236,7 @@ class QuicListener:
     def __len__(self) -> int:
         return len(self._peers)
 
-    def attach(self, send: Callable[[bytes, Address], None]) -> None:
+    def attach(self, send: Send) -> None:
         """Where datagrams go out."""
         self._send = send
 
@@ -290,7 +317,7 @@ class QuicListener:
         cid, look = first_look(datagram, versions)
         if look is FirstLook.UNKNOWN_VERSION:
             self.counts["version_negotiations"] += 1
-            self._send(version_negotiation(datagram, versions), address)
+            self._send(version_negotiation(datagram, versions), address, self.marks.at(self._name))
             return None
         if look is not FirstLook.INITIAL or self._draining:
             self.counts["stray" if look is FirstLook.STRAY else "draining"] += 1
@@ -333,5 +360,6 @@ class QuicListener:
         self._alarms.set(peer, peer.quic.get_timer())
 
     def _transmit(self, peer: Peer, now: float) -> None:
+        mark = self.marks.connection(self._name, peer.mark)
         for datagram, address in peer.quic.datagrams_to_send(now):
-            self._send(datagram, address)
+            self._send(datagram, address, mark)

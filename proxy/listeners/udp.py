@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A UDP socket of our own: bounded receive bursts with DSCP and ECN, and sends that never wait.
+"""A UDP socket of our own: bounded receive bursts with DSCP and ECN, and marked sends that never wait.
 
 asyncio's datagram transports give neither ancillary data nor bursts, so the
 socket hangs on the loop by its file descriptor.
@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import sys
 from collections.abc import Callable
+from functools import cache
 
-__all__ = ["Address", "Receive", "UdpSocket", "bind"]
+from qos.dscp import ds_field
+from qos.marking import UNMARKED, Ancillary, Mark, ancillary, received_ds_field, socket_options
+
+__all__ = ["Address", "Receive", "UdpSocket", "bind", "marks_packets"]
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 """As the kernel gives it: IP and port, for IPv6 also flow label and scope id."""
@@ -53,11 +56,39 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-class UdpSocket:
-    """One bound socket on the running loop."""
+@cache
+def marks_packets() -> bool:
+    """Whether this kernel takes a priority with a packet (Linux 6.14), or only with a socket."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", 0))
+        try:
+            # To itself; priority 0 needs no capability.
+            sock.sendmsg([b""], ancillary(socket.AF_INET, 0, 0), 0, ("127.0.0.1", sock.getsockname()[1]))
+        except OSError as error:
+            return error.errno != errno.EINVAL  # where loopback is down it was taken, too: it is read before the route
+    return True
 
-    def __init__(self, sock: socket.socket, receive: Receive, *, burst_ended: Callable[[], None]) -> None:
+
+class UdpSocket:
+    """One bound socket on the running loop.
+
+    mark: what most of its datagrams carry. per_packet: False where the kernel takes no priority with a packet: then the
+    socket is re-marked when the mark changes. A second socket would tear a connection's packets apart.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        receive: Receive,
+        *,
+        burst_ended: Callable[[], None],
+        mark: Mark = UNMARKED,
+        per_packet: bool | None = None,
+    ) -> None:
         self._sock = sock
+        self._per_packet = marks_packets() if per_packet is None else per_packet
+        self._ancillary: dict[Mark, list[Ancillary]] = {}
+        self._mark(mark)
         self._receive = receive
         self._burst_ended = burst_ended
         self._buffer = bytearray(MAX_DATAGRAM)
@@ -71,10 +102,15 @@ class UdpSocket:
         host, port, *_ = self._sock.getsockname()
         return host, port
 
-    def send(self, datagram: bytes, address: Address) -> None:
+    def send(self, datagram: bytes, address: Address, mark: Mark = UNMARKED) -> None:
         """Send or drop: a full socket buffer is congestion, and QUIC's loss recovery repeats what mattered."""
         try:
-            self._sock.sendto(datagram, address)
+            if mark == self._marked or not self._per_packet:
+                if mark != self._marked:
+                    self._mark(mark)
+                self._sock.sendto(datagram, address)
+            else:
+                self._sock.sendmsg((datagram,), self._ancillary_of(mark), 0, address)
             self.sent += 1
         except (BlockingIOError, InterruptedError):
             self.send_failures += 1
@@ -90,12 +126,23 @@ class UdpSocket:
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
 
+    def _mark(self, mark: Mark) -> None:
+        for option in socket_options(self._sock.family, mark):
+            self._sock.setsockopt(*option)
+        self._marked = mark
+
+    def _ancillary_of(self, mark: Mark) -> list[Ancillary]:
+        parts = self._ancillary.get(mark)
+        if parts is None:
+            parts = self._ancillary[mark] = ancillary(self._sock.family, ds_field(mark.dscp), mark.priority)
+        return parts
+
     def _readable(self) -> None:
         receive, recvmsg_into, view = self._receive, self._sock.recvmsg_into, self._view
         try:
             for _ in range(BURST):  # empty datagrams count too (curl CVE-2026-11352)
                 try:
-                    size, ancillary, flags, address = recvmsg_into([view], _ANCILLARY)
+                    size, parts, flags, address = recvmsg_into([view], _ANCILLARY)
                 except (BlockingIOError, InterruptedError):
                     break
                 except OSError as error:
@@ -106,16 +153,6 @@ class UdpSocket:
                 if flags & socket.MSG_TRUNC:
                     self.truncated += 1
                     continue
-                receive(bytes(view[:size]), address, _ds_field(ancillary))
+                receive(bytes(view[:size]), address, received_ds_field(parts))
         finally:
             self._burst_ended()
-
-
-def _ds_field(ancillary: list[tuple[int, int, bytes]]) -> int:
-    # IP_TOS comes as one byte, IPV6_TCLASS as an int in host order.
-    for level, kind, value in ancillary:
-        if (level, kind) == (socket.IPPROTO_IP, socket.IP_TOS):
-            return value[0]
-        if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_TCLASS):
-            return int.from_bytes(value[:4], sys.byteorder) & 0xFF
-    return 0

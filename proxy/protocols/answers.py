@@ -70,6 +70,7 @@ def _about(answered: Answered) -> HeadFields:
     arrival = answered.arrival
     fields: HeadFields = [
         (b"inferlane-class", answered.traffic_class.name.encode()),
+        (b"inferlane-dscp", b"%d" % arrival.dscp),
         (b"x-request-id", arrival.request_id.encode()),
     ]
     timing = server_timing(arrival.timeline)

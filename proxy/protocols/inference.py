@@ -35,6 +35,8 @@ class Send:
     """Datagrams to send back to the peer."""
 
     datagrams: list[bytes]
+    class_name: str | None = None
+    """The class that the request was served in; None: it has none yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class _Exchange:
     reassembly: Reassembly | None
     size: int
     reply: list[bytes] = field(default_factory=list)
+    class_name: str | None = None
 
     @property
     def working(self) -> bool:
@@ -127,12 +130,12 @@ class InferenceServer:
 
     def answer(self, key: Key, header: Header, body: bytes) -> list[bytes]:
         """The datagrams of a reply, kept for repeats. Refused(USE_STREAM) when it needs too many."""
-        return self._keep(key, fragments(header, body, max_datagram=self._max_datagram))
+        return self._keep(key, header, fragments(header, body, max_datagram=self._max_datagram))
 
     def refuse(self, key: Key, header: Header, problem: bytes) -> list[bytes]:
         """The one datagram of a refusal, its document left out where it does not fit; kept like a reply."""
         fits = len(encode(header)) + len(problem) <= self._max_datagram
-        return self._keep(key, fragments(header, problem if fits else b"", max_datagram=self._max_datagram))
+        return self._keep(key, header, fragments(header, problem if fits else b"", max_datagram=self._max_datagram))
 
     def forget(self, key: Key) -> None:
         """The request ended without an answer (its client left): a repeat starts anew."""
@@ -175,7 +178,7 @@ class InferenceServer:
 
     def _continue(self, key: Key, exchange: _Exchange, header: Header, payload: bytes) -> Outcome:
         if exchange.reply:
-            return Send(exchange.reply if header.index == 0 else [])
+            return Send(exchange.reply if header.index == 0 else [], exchange.class_name)
         if exchange.reassembly is None:
             return Send([_ack(header.request_id, (1 << exchange.first.count) - 1)])
         if header.index == 0:
@@ -209,9 +212,10 @@ class InferenceServer:
         if exchange is None or not exchange.reply:
             return Dropped("unknown_exchange")
         bitmap = header.bitmap or 0
-        return Send([each for index, each in enumerate(exchange.reply) if not bitmap >> index & 1])
+        missing = [each for index, each in enumerate(exchange.reply) if not bitmap >> index & 1]
+        return Send(missing, exchange.class_name)
 
-    def _keep(self, key: Key, datagrams: list[bytes]) -> list[bytes]:
+    def _keep(self, key: Key, header: Header, datagrams: list[bytes]) -> list[bytes]:
         exchange = self._exchanges.get(key)
         if exchange is None:
             return datagrams  # expired or cancelled meanwhile; the peer may still be glad of it
@@ -219,7 +223,7 @@ class InferenceServer:
             self._kept_bytes -= exchange.size
         else:
             self._left(key[0])
-        exchange.reply = datagrams
+        exchange.reply, exchange.class_name = datagrams, header.class_name
         exchange.size = sum(map(len, datagrams))
         self._kept[key] = None
         self._kept_bytes += exchange.size

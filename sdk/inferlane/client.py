@@ -107,7 +107,7 @@ class Client:
         Cancelling it cancels the request in the gateway.
         """
         request = _encode(model, inputs, cls=cls, timeout=timeout, outputs=outputs, version=version)
-        return _decode(await self._exchange(request), request)
+        return _decode(await self._exchange(request), request, dscp_sent=self._mark_of(cls))
 
     async def close(self) -> None:
         """Close every connection; what is in flight fails with ConnectionFailed."""
@@ -171,11 +171,13 @@ class Client:
         return not line.leaving
 
     async def _open(self, name: str | None) -> _Line:
-        dscp = 0 if name is None else self._dscp.get(name, 0)
-        make = transport_for(self._target, self._trust, dscp=dscp, max_reply=self._max_reply)
+        make = transport_for(self._target, self._trust, dscp=self._mark_of(name), max_reply=self._max_reply)
         line = _Line(await connect(self._target, make, timeout=CONNECT_TIMEOUT_S))
         self._lines.add(line)
         return line
+
+    def _mark_of(self, name: str | None) -> int:
+        return 0 if name is None else self._dscp.get(name, 0)
 
     def _drop(self, line: _Line) -> None:
         line.transport.close()
@@ -213,7 +215,7 @@ def _encode(
     )
 
 
-def _decode(encoded: EncodedReply, request: EncodedRequest) -> Reply:
+def _decode(encoded: EncodedReply, request: EncodedRequest, *, dscp_sent: int) -> Reply:
     try:
         body = oip.decode_reply(encoded.body, encoded.json_length)
     except oip.OipError as error:
@@ -234,5 +236,6 @@ def _decode(encoded: EncodedReply, request: EncodedRequest) -> Reply:
         request_id=encoded.request_id or request.name,
         served_class=encoded.served_class,
         dscp_seen=encoded.dscp_seen,
+        dscp_sent=dscp_sent,
         endpoint=encoded.endpoint,
     )

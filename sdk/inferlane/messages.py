@@ -50,7 +50,9 @@ class Reply:
     served_class: str | None
     """The traffic class that the gateway gave the request."""
     dscp_seen: int | None
-    """The DSCP that reached the gateway, 0..63; HTTP/3 replies do not tell it."""
+    """The DSCP that reached the gateway, 0..63. Other than `dscp_sent`: something on the path changes marks."""
+    dscp_sent: int = 0
+    """The DSCP that the client marked its packets with."""
     endpoint: str | None
     """Who answered; told to trusted clients over HTTP/3."""
     parameters: Mapping[str, Any] = field(default_factory=dict)

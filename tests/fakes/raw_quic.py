@@ -223,7 +223,7 @@ async def quic(address: tuple[str, int], alpn: str) -> AsyncIterator[RawClient]:
         lambda: RawClient(QuicConnection(configuration=configuration)), remote_addr=address
     )
     try:
-        client.connect(address)
+        client.connect(transport.get_extra_info("peername"))  # over IPv6 it has four parts
         async with asyncio.timeout(PATIENCE_S):
             await client.wait_connected()
         yield client

@@ -12,12 +12,15 @@ from backends.body import Body
 from backends.messages import Reply
 from inferlane.errors import Refused
 from proxy.arrival import Answered, Arrival, Operation, Responder
+from proxy.listeners.marks import Marks
 from proxy.listeners.quic import Peer, Session
 from qos.timeline import Timeline
-from qos.traffic_class import TrafficClass
+from qos.traffic_class import ClassTable, TrafficClass
 from tests.fakes.quic import CLIENT, Pair
 
-CLASS = TrafficClass(name="interactive", rank=0, dscp=18, deadline_s=2.0, queue_s=2.0)
+CLASS = TrafficClass(name="interactive", rank=0, dscp=18, deadline_s=2.0, queue_s=2.0, priority=4)
+MARKS = Marks(ClassTable([CLASS], CLASS), {}, clock=time.monotonic)
+"""Where marks do not matter."""
 
 Answer = Callable[[Arrival], Awaitable[Reply]]
 
@@ -25,16 +28,19 @@ Answer = Callable[[Arrival], Awaitable[Reply]]
 class FakeWalk:
     """Answers every arrival with `answer`; a Refused that it raises is the refusal."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, judge: Callable[[Arrival], TrafficClass] = lambda _: CLASS) -> None:
         self.answer = answer
+        self.judge = judge
         self.arrivals: list[Arrival] = []
         self.answered: list[Answered] = []
         self.cancelled = 0
 
     async def __call__(self, arrival: Arrival, responder: Responder) -> None:
         self.arrivals.append(arrival)
-        answered = Answered(arrival=arrival, traffic_class=CLASS, why="default class", trusted=False, deadline=1e9)
+        judged = self.judge(arrival)
+        answered = Answered(arrival=arrival, traffic_class=judged, why="default class", trusted=False, deadline=1e9)
         self.answered.append(answered)
+        responder.judged(answered)
         try:
             if arrival.refusal is not None:
                 raise arrival.refusal
@@ -53,6 +59,10 @@ class RecordingResponder:
         self.replies: list[Reply] = []
         self.refusals: list[Refused] = []
         self.answered: list[Answered] = []
+        self.classes: list[TrafficClass] = []
+
+    def judged(self, answered: Answered) -> None:
+        self.classes.append(answered.traffic_class)
 
     async def reply(self, reply: Reply, answered: Answered) -> None:
         self.replies.append(reply)
@@ -78,6 +88,20 @@ def arrival(body: bytes | Body = b"{}", **changes: object) -> Arrival:
         "timeline": Timeline(time.monotonic()),
     }
     return Arrival(**(facts | changes))  # type: ignore[arg-type]  # the test's own words
+
+
+REALTIME = TrafficClass(name="realtime", rank=0, dscp=46, deadline_s=2.0, queue_s=2.0, priority=6, police=8)
+BATCH = TrafficClass(name="batch", rank=1, dscp=10, deadline_s=2.0, queue_s=2.0)
+
+
+def by_name(arrival: Arrival) -> TrafficClass:
+    """The class that was asked for: realtime, which lends its mark to a byte a second, or batch."""
+    return REALTIME if arrival.asked_class == "realtime" else BATCH
+
+
+def policing() -> Marks:
+    """Of these two classes."""
+    return Marks(ClassTable([REALTIME, BATCH], BATCH), {"main": "realtime"}, clock=time.monotonic)
 
 
 async def echo(arrival: Arrival) -> Reply:
@@ -106,8 +130,9 @@ def pieces(*chunks: bytes, error: Refused | None = None) -> AsyncGenerator[bytes
 class _Listener:
     """The part of a QuicListener that a Peer needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, marks: Marks) -> None:
         self.flushes = 0
+        self.marks = marks
 
     def schedule_flush(self, peer: Peer) -> None:
         self.flushes += 1
@@ -116,10 +141,12 @@ class _Listener:
 class Conversation:
     """A pair whose server events go to a session, with the event loop's turn in between."""
 
-    def __init__(self, tmp_path: Path, alpn: str, session_for: Callable[[Peer], Session]) -> None:
+    def __init__(
+        self, tmp_path: Path, alpn: str, session_for: Callable[[Peer], Session], *, marks: Marks | None = None
+    ) -> None:
         self.pair = Pair(tmp_path, alpn=alpn)
         self.pair.server_events.clear()
-        self.peer = Peer(_Listener(), self.pair.server, CLIENT, 0)  # type: ignore[arg-type]  # the part that counts
+        self.peer = Peer(_Listener(marks or MARKS), self.pair.server, CLIENT, 0)  # type: ignore[arg-type]  # the part that counts
         self.session = session_for(self.peer)
         self.peer.session = self.session
 

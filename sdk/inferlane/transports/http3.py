@@ -23,6 +23,7 @@ __all__ = ["Http3", "read_reply", "read_server_timing", "request_fields"]
 
 _LONGEST_NUMBER = 15
 """Digits; anything longer is nonsense and would cost time to convert."""
+_MAX_DSCP = 63
 
 
 @dataclass(slots=True)
@@ -149,6 +150,7 @@ def read_reply(fields: dict[bytes, bytes], body: bytes) -> EncodedReply:
         stages=read_server_timing(fields.get(b"server-timing", b"")),
         request_id=_text(fields.get(b"x-request-id")),
         served_class=_text(fields.get(b"inferlane-class")),
+        dscp_seen=_dscp(fields.get(b"inferlane-dscp", b"")),
         endpoint=_text(fields.get(b"inferlane-endpoint")),
     )
 
@@ -190,6 +192,10 @@ def _reset(error_code: int) -> Exception:
 
 def _seconds(value: bytes) -> float | None:
     return _number(value.decode("ascii", "replace"))
+
+
+def _dscp(value: bytes) -> int | None:
+    return int(value) if len(value) <= 2 and value.isdigit() and int(value) <= _MAX_DSCP else None
 
 
 def _number(text: str) -> float | None:

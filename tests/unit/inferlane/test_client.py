@@ -63,6 +63,7 @@ def over_http(question):
         b"server-timing": b"network;dur=0.5, queue;dur=1, backend;dur=2, compute;dur=3",
         b"inferlane-class": b"realtime",
         b"inferlane-endpoint": b"magika/0",
+        b"inferlane-dscp": b"46",
     }
     return lambda asked: asked.respond(200, {**fields, b"x-request-id": asked.fields[b"x-request-id"]}, question.body)
 
@@ -99,14 +100,14 @@ def check(reply, question):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "answer", "dscp", "endpoint"),
+    ("scheme", "answer", "endpoint"),
     [
-        ("https", over_http, None, "magika/0"),
-        ("quic", over_stream, 46, None),
-        ("quic+datagram", over_datagram, 46, None),
+        ("https", over_http, "magika/0"),
+        ("quic", over_stream, None),
+        ("quic+datagram", over_datagram, None),
     ],
 )
-async def test_a_model_answers_over_quic(pair, question, scheme, answer, dscp, endpoint):
+async def test_a_model_answers_over_quic(pair, question, scheme, answer, endpoint):
     seen = []
 
     def note_and_answer(asked):
@@ -117,7 +118,7 @@ async def test_a_model_answers_over_quic(pair, question, scheme, answer, dscp, e
         reply = await client.infer("magika", question.inputs, cls="realtime", timeout=30.0)
 
     check(reply, question)
-    assert (reply.dscp_seen, reply.endpoint) == (dscp, endpoint)
+    assert (reply.dscp_sent, reply.dscp_seen, reply.endpoint) == (46, 46, endpoint)
     json_length = (
         seen[0].header.json_length if seen[0].header else int(seen[0].fields[b"inference-header-content-length"])
     )
@@ -136,7 +137,7 @@ async def test_a_model_answers_over_udp(question):
             reply = await client.infer("magika", question.inputs, cls="realtime")
 
     check(reply, question)
-    assert reply.dscp_seen == 46
+    assert (reply.dscp_sent, reply.dscp_seen) == (46, 46)
 
 
 async def test_each_class_has_a_connection_of_its_own_and_its_mark(question):

@@ -26,16 +26,34 @@ def reply():
         request_id="00ff",
         served_class="batch",
         dscp_seen=10,
+        dscp_sent=10,
         endpoint=None,
     )
 
 
 def test_the_summary_tells_what_is_known_and_no_more(reply):
     assert summary(reply).splitlines() == [
-        "model magika 3  class batch  DSCP seen AF11  request 00ff",
+        "model magika 3  class batch  request 00ff",
+        "dscp: sent AF11, seen AF11",
         "ms: queue 1.500  total 10.000",
     ]
-    assert summary(replace(reply, version="", dscp_seen=None)).startswith("model magika  class batch  request")
+    assert summary(replace(reply, version="", dscp_seen=None)).splitlines() == [
+        "model magika  class batch  request 00ff",
+        "ms: queue 1.500  total 10.000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sent", "seen", "line"),
+    [
+        (46, 0, "dscp: sent EF, seen DF: bleached on the path"),
+        (46, 10, "dscp: sent EF, seen AF11: changed on the path"),
+        (0, 1, "dscp: sent DF, seen LE: changed on the path"),
+        (0, 0, "dscp: sent DF, seen DF"),
+    ],
+)
+def test_what_the_path_does_to_marks_is_told(reply, sent, seen, line):
+    assert summary(replace(reply, dscp_sent=sent, dscp_seen=seen)).splitlines()[1] == line
 
 
 def text_of(reply, files):
@@ -59,7 +77,7 @@ def test_files_are_named_where_some_were_written(reply):
 def test_the_document_says_the_same(reply):
     found = document(reply, {"label": Path("label.npy"), "text": Path("text.npy")})
 
-    assert found["class"] == "batch"
+    assert (found["class"], found["dscp_sent"], found["dscp_seen"]) == ("batch", 10, 10)
     assert found["timing_ms"] == {"network": None, "queue": 1.5, "backend": None, "compute": None, "total": 10.0}
     assert found["outputs"][1] == {
         "name": "text",

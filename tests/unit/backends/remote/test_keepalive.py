@@ -8,14 +8,16 @@ from time import monotonic
 
 import pytest
 
-from backends.remote import keepalive
+from backends.remote import address, keepalive
 from backends.remote.connection import Connection
 from backends.remote.keepalive import Connections
 from backends.remote.origin import parse_origin
 from inferlane.errors import Reason, Refused
 from proxy.certificate import development_certificate
+from qos.marking import UNMARKED, Mark
 from tests.fakes.raw_server import Peer, RawServer
 
+EF, LE = Mark(46, 6), Mark(1, 2)
 SOON = 0.02  # a deadline, or an idle time, that a test waits for
 
 
@@ -30,19 +32,26 @@ def connections_to(server: RawServer, *, scheme: str = "http", host: str = "127.
     return Connections(parse_origin(f"{scheme}://{host}:{server.port}"), **({"max_idle": 2} | more))
 
 
-async def opened(connections: Connections, class_name: str = "realtime") -> Connection:
-    return await connections.open(class_name, deadline=monotonic() + 60)
+async def opened(connections: Connections, class_name: str = "realtime", mark: Mark = UNMARKED) -> Connection:
+    return await connections.open(class_name, mark, deadline=monotonic() + 60)
 
 
-async def used(connections: Connections, server: RawServer, class_name: str = "realtime") -> tuple[Connection, Peer]:
+async def used(
+    connections: Connections, server: RawServer, class_name: str = "realtime", mark: Mark = UNMARKED
+) -> tuple[Connection, Peer]:
     """A connection after one exchange, which is kept."""
-    connection = await opened(connections, class_name)
+    connection = await opened(connections, class_name, mark)
     peer = await server.accept()
+    await ask(connection, peer)
+    return connection, peer
+
+
+async def ask(connection: Connection, peer: Peer) -> None:
+    """One exchange."""
     task = asyncio.ensure_future(connection.ask(b"GET / HTTP/1.1\r\n\r\n", deadline=monotonic() + 60))
     await peer.head()
     peer.say(b"HTTP/1.1 204 No Content\r\n\r\n")
     await task
-    return connection, peer
 
 
 async def test_the_last_one_used_is_taken_first(connections, server):
@@ -60,10 +69,74 @@ async def test_classes_never_share(connections, server):
     assert connections.take("realtime") is realtime
 
 
-async def test_no_more_are_kept_than_asked_for(connections, server):
+async def test_no_more_are_kept_than_asked_for_and_the_oldest_goes(connections, server):
     exchanges = [await used(connections, server) for _ in range(3)]
-    assert await exchanges[2][1].end() == b""
-    assert [connection.usable for connection, _ in exchanges] == [True, True, False]
+    assert await exchanges[0][1].end() == b""
+    assert [connection.usable for connection, _ in exchanges] == [False, True, True]
+
+
+async def test_classes_share_the_room_and_the_one_that_keeps_most_gives_way(connections, server):
+    batch = [await used(connections, server, "batch") for _ in range(2)]
+    realtime, _ = await used(connections, server, "realtime")
+    assert await batch[0][1].end() == b""
+    assert "idle: batch 1, realtime 1" in repr(connections)
+    assert connections.take("realtime") is realtime
+
+
+async def test_the_last_one_of_a_class_stays(connections, server):
+    names = [f"class-{number}" for number in range(5)]
+    kept = {name: (await used(connections, server, name))[0] for name in names}
+    assert all(connection.usable for connection in kept.values())
+    assert {name: connections.take(name) for name in names} == kept
+
+
+async def test_what_leaves_the_room_is_not_counted_any_more(connections, server):
+    first, peer = await used(connections, server)
+    peer.close()  # lost while idle
+    while first.usable:
+        await asyncio.sleep(0)
+    second, peer = await used(connections, server)
+    assert connections.take("realtime") is second
+    await ask(second, peer)
+    third, _ = await used(connections, server)
+    assert second.usable and third.usable
+    assert "2 open, idle: realtime 2" in repr(connections)
+
+
+@pytest.fixture
+def carried(monkeypatch):
+    """The mark that the kernel has each connection carry, by its number."""
+    sockets = []
+
+    def open_socket(*arguments: object) -> socket.socket:
+        sockets.append(address.open_socket(*arguments))
+        return sockets[-1]
+
+    monkeypatch.setattr(keepalive, "open_socket", open_socket)
+
+    def of(number: int) -> Mark:
+        sock = sockets[number]
+        return Mark(sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) >> 2, sock.getsockopt(socket.SOL_SOCKET, 12))
+
+    return of
+
+
+async def test_a_connection_carries_its_class_s_mark(connections, server, carried):
+    await used(connections, server, "realtime", EF)
+    await used(connections, server, "background", LE)
+    await used(connections, server, "other")
+    assert [carried(number) for number in range(3)] == [EF, LE, UNMARKED]
+
+
+async def test_a_changed_mark_counts_at_once_and_its_connection_is_kept_no_more(connections, server, carried):
+    kept, peer = await used(connections, server, "realtime", EF)
+    assert connections.take("realtime", LE) is kept
+    assert carried(0) == LE
+    await ask(kept, peer)
+    assert await peer.end() == b""
+    assert connections.take("realtime", LE) is None
+    await used(connections, server, "realtime", LE)
+    assert connections.take("realtime", LE) is not None
 
 
 async def test_one_that_the_server_closed_is_not_taken(connections, server):

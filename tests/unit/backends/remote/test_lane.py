@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from time import monotonic
 
 import pytest
@@ -10,8 +11,10 @@ from backends.remote.lane import Answer, Lane, Path
 from inferlane.errors import Reason, Refused
 from inferlane.transfer import NO_COOKIE
 from inferlane.wire import MAX_DATAGRAM, Header, Type, WireError, encode
+from qos.marking import Mark
 from tests.fakes.raw_udp import COOKIE, RawUdpServer
 
+EF, LE = Mark(46, 6), Mark(1, 2)
 SOON = 0.02  # a deadline that a test waits for
 
 
@@ -35,6 +38,23 @@ async def new_lane(path: Path) -> Lane:
 def asking(lane: Lane, request_id: int = 1, body: bytes = b"{}", *, timeout_s: float = 60) -> asyncio.Task[Answer]:
     header = Header(type=Type.REQUEST, request_id=request_id, model="m", remaining_us=1)
     return asyncio.ensure_future(lane.ask(header, body, deadline=monotonic() + timeout_s))
+
+
+def carried(sock: socket.socket) -> Mark:
+    return Mark(sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) >> 2, sock.getsockopt(socket.SOL_SOCKET, 12))
+
+
+async def test_a_lane_carries_its_class_s_mark_and_what_becomes_of_it(path):
+    sock = await path.open(monotonic() + 10, EF)
+    lane = Lane("realtime", sock, path, EF)
+    assert carried(sock) == EF
+    lane.carry(LE)
+    assert carried(sock) == LE
+
+
+async def test_a_closed_lane_has_nothing_to_mark(lane):
+    lane.close(Refused(Reason.CANCELLED))
+    lane.carry(EF)
 
 
 async def greeted(lane: Lane, udp: RawUdpServer) -> None:

@@ -209,6 +209,13 @@ def test_a_json_length_that_is_no_number_is_none(value):
 
 
 @pytest.mark.parametrize(
+    ("value", "seen"), [(b"46", 46), (b"0", 0), (b"64", None), (b"046", None), (b"EF", None), (b"", None)]
+)
+def test_the_dscp_that_the_gateway_saw_is_read(value, seen):
+    assert read_reply({b":status": b"200", b"inferlane-dscp": value}, b"").dscp_seen == seen
+
+
+@pytest.mark.parametrize(
     ("value", "expected"),
     [
         (b"", Stages()),

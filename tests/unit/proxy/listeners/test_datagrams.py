@@ -25,17 +25,22 @@ class Door:
     def __init__(self, answer: Answer) -> None:
         self.walk = FakeWalk(answer)
         self.sent: list[tuple[bytes, Hashable]] = []
+        self.marks: list[tuple[str | None, int]] = []
         self.counts: Counter[str] = Counter()
         self.now = 5.0
         self.exchanges = DatagramExchanges(
             self.walk,
-            lambda datagram, peer: self.sent.append((datagram, peer)),
+            self._send,
             transport="udp",
             listener="main",
             clock=lambda: self.now,
             counts=self.counts,
             cookies=None,
         )
+
+    def _send(self, datagram: bytes, peer: Hashable, class_name: str | None, dscp: int) -> None:
+        self.sent.append((datagram, peer))
+        self.marks.append((class_name, dscp))
 
     async def say(self, *datagrams: bytes) -> None:
         for each in datagrams:
@@ -108,6 +113,13 @@ async def test_cancelling_reaches_the_walk_and_the_request_may_come_again() -> N
     assert len(door.walk.arrivals) == 2
     door.exchanges.cancel_all()
     await asyncio.sleep(0)
+
+
+async def test_each_datagram_goes_back_with_its_class_and_the_dscp_that_came() -> None:
+    door = Door(echo)
+    await door.say(encode(Header(type=Type.PING, request_id=1)), *request())
+    await door.say(*request())
+    assert door.marks == [(None, 46), ("interactive", 46), ("interactive", 46)]  # a pong, a reply, and it again
 
 
 async def test_what_is_dropped_is_counted_by_reason() -> None:

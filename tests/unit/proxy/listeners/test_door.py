@@ -25,7 +25,8 @@ from proxy.certificate import development_certificate
 from proxy.listeners.door import Door, DoorPlan, alpn_of
 from proxy.listeners.quic import Alarms
 from proxy.protocols.quic import server_configuration
-from tests.fakes.walk import FakeWalk, echo, never
+from qos.marking import received_ds_field
+from tests.fakes.walk import MARKS, FakeWalk, echo, never
 
 ALL = frozenset({"h3", "stream", "datagram", "udp"})
 OpenDoor = Callable[..., Door]
@@ -37,7 +38,7 @@ async def open_door(tmp_path: Path) -> AsyncIterator[OpenDoor]:
     alarms = Alarms(time.monotonic)
     doors = []
 
-    def make(walk: FakeWalk, accept: frozenset[str] = ALL, host: str = "127.0.0.1") -> Door:
+    def make(walk: FakeWalk, accept: frozenset[str] = ALL, host: str = "127.0.0.1", *, reflects: bool = False) -> Door:
         certificate, key = development_certificate(tmp_path)
         alpn = alpn_of(accept)
         plan = DoorPlan(
@@ -47,8 +48,9 @@ async def open_door(tmp_path: Path) -> AsyncIterator[OpenDoor]:
             tls=server_configuration(certificate, key, alpn) if alpn else None,
             max_body=1 << 20,
             cookie_secret=bytes(32),
+            reflects=reflects,
         )
-        door = Door(plan, walk, alarms=alarms, clock=time.monotonic)
+        door = Door(plan, walk, marks=MARKS, alarms=alarms, clock=time.monotonic)
         door.start()
         doors.append(door)
         return door
@@ -238,7 +240,29 @@ async def test_binding_is_all_or_nothing(open_door: OpenDoor) -> None:
         max_body=1,
         cookie_secret=bytes(32),
     )
-    door = Door(plan, FakeWalk(echo), alarms=Alarms(time.monotonic), clock=time.monotonic)
+    door = Door(plan, FakeWalk(echo), marks=MARKS, alarms=Alarms(time.monotonic), clock=time.monotonic)
     with pytest.raises(OSError, match=str(taken[1])):
         door.start()
     assert door.bound == []
+
+
+@pytest.mark.parametrize(("reflects", "expected"), [(False, {18 << 2}), (True, {46 << 2})])
+async def test_datagrams_go_back_under_their_class_s_mark_or_the_one_that_came(
+    open_door: OpenDoor, reflects: bool, expected: set[int]
+) -> None:
+    door = open_door(FakeWalk(echo), frozenset({"udp"}), reflects=reflects)
+    found = set()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(20)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 46 << 2 | 1)  # ECN is the client's own business
+        sock.connect(door.bound[0])
+        first = fragments(Header(type=Type.REQUEST, request_id=5, model="m", cookie=bytes(16)), b"{}")[0]
+        sock.send(first)
+        data, parts, _, _ = await asyncio.to_thread(sock.recvmsg, 2048, 100)
+        found.add(received_ds_field(parts))
+        proved = Header(type=Type.REQUEST, request_id=5, model="m", cookie=decode(data)[0].cookie)
+        sock.send(fragments(proved, b"{}")[0])
+        _, parts, _, _ = await asyncio.to_thread(sock.recvmsg, 2048, 100)
+        found.add(received_ds_field(parts))
+    assert found == expected

@@ -17,20 +17,22 @@ from backends.messages import Reply
 from inferlane.errors import Reason, Refused
 from proxy.arrival import Arrival, Operation
 from proxy.listeners.http3 import WRITE_AHEAD, Http3Session
+from proxy.listeners.marks import Marks
 from proxy.protocols.quic import STREAM_WINDOW
 from tests.fakes.quic import Http3Client
-from tests.fakes.walk import Answer, Conversation, FakeWalk, echo, never, pieces
+from tests.fakes.walk import Answer, Conversation, FakeWalk, by_name, echo, never, pieces, policing
 
 INFER = b"/v2/models/m/infer"
 
 
 class Talk(Conversation):
-    def __init__(self, tmp_path: Path, answer: Answer, max_body: int = 1 << 20) -> None:
-        self.walk = FakeWalk(answer)
+    def __init__(self, tmp_path: Path, answer: Answer, max_body: int = 1 << 20, *, marks: Marks | None = None) -> None:
+        self.walk = FakeWalk(answer) if marks is None else FakeWalk(answer, by_name)
         super().__init__(
             tmp_path,
             "h3",
             lambda peer: Http3Session(peer, self.walk, listener="main", max_body=max_body, clock=lambda: 1.0),
+            marks=marks,
         )
         self.client = Http3Client(self.pair)
 
@@ -298,4 +300,34 @@ async def test_a_connection_that_the_client_closes_ends_its_walks_at_once(tmp_pa
     await talk.run()
     talk.pair.client.close()
     await talk.run(2)
+    assert talk.walk.cancelled == 1
+
+
+@pytest.mark.parametrize("piecewise", [False, True])
+async def test_a_lower_class_waits_on_a_higher_mark_and_the_higher_one_does_not(
+    tmp_path: Path, piecewise: bool
+) -> None:
+    long = bytes(40_000)
+
+    async def answer(arrival: Arrival) -> Reply:
+        if arrival.asked_class == "batch" and piecewise:
+            return Reply(body=pieces(long[:16_384], long[16_384:]))
+        return Reply(body=long)
+
+    talk = Talk(tmp_path, answer, marks=policing())
+    first = talk.send(INFER, None, (b"inferlane-class", b"realtime"))
+    await talk.run()
+    assert talk.peer.mark.carried == "realtime"
+    assert len(talk.answer_to(first)[1]) == 40_000
+    held = talk.send(INFER, None, (b"inferlane-class", b"batch"))
+    await talk.run()
+    head, body = talk.answer_to(held)
+    assert head[b":status"] == b"200"
+    assert len(body) == 16_384  # the bucket, and the next byte is a second away
+    also = talk.send(INFER, None, (b"inferlane-class", b"realtime"))
+    await talk.run()
+    assert len(talk.answer_to(also)[1]) == 40_000
+    assert not talk.session.idle
+    talk.session.closed()
+    await asyncio.sleep(0)
     assert talk.walk.cancelled == 1

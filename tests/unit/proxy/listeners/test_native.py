@@ -14,13 +14,22 @@ from backends.messages import Reply
 from inferlane.errors import Reason, Refused
 from inferlane.wire import UNTIL_FIN, Header, Type, decode, encode, fragments
 from proxy.arrival import Arrival
+from proxy.listeners.marks import Marks
 from proxy.listeners.native import BROKEN_OFF, CANCELLED, MALFORMED, NOT_ACCEPTED, NativeSession
-from tests.fakes.walk import Answer, Conversation, FakeWalk, echo, never, pieces
+from tests.fakes.walk import Answer, Conversation, FakeWalk, by_name, echo, never, pieces, policing
 
 
 class Talk(Conversation):
-    def __init__(self, tmp_path: Path, answer: Answer, *, streams: bool = True, datagrams: bool = True) -> None:
-        self.walk = FakeWalk(answer)
+    def __init__(
+        self,
+        tmp_path: Path,
+        answer: Answer,
+        *,
+        streams: bool = True,
+        datagrams: bool = True,
+        marks: Marks | None = None,
+    ) -> None:
+        self.walk = FakeWalk(answer) if marks is None else FakeWalk(answer, by_name)
         self.counts: Counter[str] = Counter()
         super().__init__(
             tmp_path,
@@ -35,6 +44,7 @@ class Talk(Conversation):
                 streams=streams,
                 datagrams=datagrams,
             ),
+            marks=marks,
         )
 
     def send(self, data: bytes, *, end: bool = True) -> int:
@@ -53,13 +63,15 @@ class Talk(Conversation):
         return [each.error_code for each in self.pair.client_events if isinstance(each, StreamReset)]
 
 
-def request(body: bytes = b"{}", *, total: int | None = None, json_length: int = 0) -> bytes:
+def request(
+    body: bytes = b"{}", *, total: int | None = None, json_length: int = 0, cls: str = "realtime", request_id: int = 9
+) -> bytes:
     length = len(body) if total is None else total
     header = Header(
         type=Type.REQUEST,
-        request_id=9,
+        request_id=request_id,
         model="m",
-        class_name="realtime",
+        class_name=cls,
         remaining_us=50_000,
         total_length=length,
         json_length=json_length,
@@ -210,3 +222,50 @@ async def test_a_length_over_the_cap_is_refused_before_a_byte_of_it_came(tmp_pat
     stream_id = talk.send(request(b"", total=2 << 30), end=False)
     await talk.run()
     assert Reason.from_code(talk.answer_to(stream_id)[0].reason) is Reason.TOO_LARGE
+
+
+async def test_a_lower_class_waits_on_a_higher_mark_and_the_higher_one_does_not(tmp_path: Path) -> None:
+    async def answer(_: Arrival) -> Reply:
+        return Reply(body=bytes(40_000))
+
+    talk = Talk(tmp_path, answer, marks=policing())
+    talk.send(request())
+    await talk.run()
+    held = talk.send(request(cls="batch"))
+    await talk.run()
+    said = [each for each in talk.pair.client_events if isinstance(each, StreamDataReceived)]
+    data = b"".join(each.data for each in said if each.stream_id == held)
+    header, length = decode(data)
+    assert (header.class_name, header.total_length, len(data) - length) == ("batch", 40_000, 16_384)
+    also = talk.send(request())
+    await talk.run()
+    assert len(talk.answer_to(also)[1]) == 40_000
+    talk.session.closed()
+    await asyncio.sleep(0)
+    assert talk.walk.cancelled == 1
+
+
+async def test_datagrams_of_a_lower_class_wait_too_and_what_is_repeated_counts(tmp_path: Path) -> None:
+    async def answer(_: Arrival) -> Reply:
+        return Reply(body=bytes(8_192))
+
+    talk = Talk(tmp_path, answer, marks=policing())
+
+    def replies() -> list[int]:
+        said = [each.data for each in talk.pair.client_events if isinstance(each, DatagramFrameReceived)]
+        return [decode(each)[0].request_id for each in said if decode(each)[0].index == 0]
+
+    talk.pair.client.send_datagram_frame(request(request_id=1))
+    await talk.run()
+    talk.pair.client.send_datagram_frame(request(cls="batch", request_id=2))
+    await talk.run()
+    talk.pair.client.send_datagram_frame(request(cls="batch", request_id=2))
+    await talk.run()
+    assert replies() == [1, 2, 2]
+    talk.pair.client.send_datagram_frame(request(cls="batch", request_id=3))
+    talk.pair.client.send_datagram_frame(request(request_id=4))
+    await talk.run()
+    assert replies() == [1, 2, 2, 4]
+    talk.session.closed()
+    await asyncio.sleep(0)
+    assert talk.walk.cancelled == 1

@@ -9,10 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from proxy.listeners.marks import Marks
 from proxy.listeners.quic import Alarms, Peer, QuicListener
 from proxy.listeners.udp import Address
 from proxy.protocols.quic import QuicEvent
+from qos.marking import Mark
+from qos.traffic_class import ClassTable, TrafficClass
 from tests.fakes.quic import CLIENT, SERVER, Pair
+
+CLASSES = ClassTable(
+    [
+        realtime := TrafficClass(name="realtime", rank=0, dscp=46, deadline_s=1.0, queue_s=1.0, priority=6),
+        interactive := TrafficClass(name="interactive", rank=1, dscp=18, deadline_s=1.0, queue_s=1.0, priority=4),
+        batch := TrafficClass(name="batch", rank=2, dscp=10, deadline_s=1.0, queue_s=1.0),
+    ],
+    batch,
+)
+REALTIME, INTERACTIVE, BATCH = Mark(46, 6), Mark(18, 4), Mark(10, 0)
 
 
 class FakeSession:
@@ -40,10 +53,17 @@ class Wire:
         self.session = FakeSession()
         self.alarms = Alarms(time.monotonic)
         self.sent: list[bytes] = []
+        self.marks: list[Mark] = []
         self.flushes: list[int] = []
         self.alpn = ""
         self.listener = QuicListener(
-            spare.configuration, self._session_for, alarms=self.alarms, clock=time.monotonic, datagrams=True
+            spare.configuration,
+            self._session_for,
+            alarms=self.alarms,
+            clock=time.monotonic,
+            datagrams=True,
+            marks=Marks(CLASSES, {"main": "interactive"}, clock=time.monotonic),
+            name="main",
         )
         self.listener.attach(self._send)
         self.client.connect(SERVER, now=time.monotonic())
@@ -52,9 +72,10 @@ class Wire:
         self.alpn = alpn
         return self.session
 
-    def _send(self, datagram: bytes, address: Address) -> None:
+    def _send(self, datagram: bytes, address: Address, mark: Mark) -> None:
         assert address == CLIENT
         self.sent.append(datagram)
+        self.marks.append(mark)
 
     async def run(self, rounds: int = 10) -> None:
         for _ in range(rounds):
@@ -81,6 +102,44 @@ async def test_a_handshake_makes_a_peer_with_the_alpn_s_session(wire: Wire) -> N
     assert wire.listener.idle
     wire.listener.close()
     assert wire.session.gone == 1
+
+
+async def test_all_that_a_connection_sends_has_one_mark(wire: Wire) -> None:
+    (peer,) = wire.listener._peers
+    assert set(wire.marks) == {INTERACTIVE}  # the handshake
+    for traffic_class, mark in ((batch, BATCH), (realtime, REALTIME), (interactive, REALTIME)):
+        wire.marks.clear()
+        peer.judged(traffic_class)
+        peer.quic.send_ping(1)
+        peer.touch()
+        await wire.run(4)
+        assert set(wire.marks) == {mark}
+    wire.marks.clear()
+    wire.listener.close()
+    assert wire.marks == [REALTIME]  # the goodbye
+
+
+async def test_what_is_sent_again_has_the_mark_of_now(wire: Wire) -> None:
+    (peer,) = wire.listener._peers
+    wire.client.send_stream_data(0, b"x")
+    await wire.run(2)
+    peer.judged(realtime)
+    wire.marks.clear()
+    peer.quic.send_stream_data(0, bytes(5000))
+    peer.touch()
+    async with asyncio.timeout(20):
+        while not peer.quic.silent:
+            await asyncio.sleep(0.01)  # nobody carries them to the client: the alarm sends them again
+    assert len(wire.marks) > 5 and set(wire.marks) == {REALTIME}
+    wire.listener.close()
+
+
+async def test_an_unknown_version_is_answered_under_the_listener_s_mark(wire: Wire) -> None:
+    wire.marks.clear()
+    wire.listener.receive(b"\xc0\x0a\x1a\x2a\x3a\x08" + bytes(8) + b"\x08" + bytes(1200), CLIENT, 0)
+    assert wire.marks == [INTERACTIVE]
+    assert wire.listener.counts["version_negotiations"] == 1
+    wire.listener.close()
 
 
 async def test_many_writes_in_one_turn_are_one_flush(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from proxy.listeners.udp import BURST, Address, UdpSocket, bind
+from proxy.listeners.udp import BURST, Address, UdpSocket, bind, marks_packets
+from qos.marking import UNMARKED, Mark, received_ds_field
 
 
 class Received:
@@ -88,6 +89,98 @@ async def test_a_peer_that_is_gone_stops_nothing(client: socket.socket) -> None:
     await received.until(1)
     server.send(bytes(70_000), client.getsockname())  # EMSGSIZE
     assert server.send_failures >= 1
+    server.close()
+
+
+REALTIME, BULK = Mark(46, 6), Mark(1, 2)
+
+
+def dual_stack() -> socket.socket:
+    """Not one of ours: they are of one family each."""
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+    sock.bind(("::", 0))
+    return sock
+
+
+def marks_of(client: socket.socket, count: int) -> list[int]:
+    """The DS fields of what comes."""
+    if client.family == socket.AF_INET6:
+        client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+    else:
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+    return [received_ds_field(client.recvmsg(100, 100)[1]) for _ in range(count)]
+
+
+@pytest.mark.parametrize("per_packet", [True, False])
+@pytest.mark.parametrize("mapped", [False, True])
+async def test_each_datagram_carries_its_mark(client: socket.socket, per_packet: bool, mapped: bool) -> None:
+    if per_packet and not marks_packets():
+        pytest.skip("this kernel takes no priority with a packet")
+    received = Received()
+    sock = dual_stack() if mapped else bind(client.getsockname()[0], 0)
+    server = UdpSocket(sock, received.datagram, burst_ended=received.burst_ended, mark=BULK, per_packet=per_packet)
+    peer = client.getsockname()
+    if mapped and client.family == socket.AF_INET:
+        peer = (f"::ffff:{peer[0]}", peer[1])
+    marks_of(client, 0)
+    for mark in (BULK, REALTIME, BULK, REALTIME, REALTIME, UNMARKED):
+        server.send(b"x", peer, mark)
+    server.send(b"x", peer)
+    assert marks_of(client, 7) == [1 << 2, 46 << 2, 1 << 2, 46 << 2, 46 << 2, 0, 0]
+    assert (server.sent, server.send_failures) == (7, 0)
+    client.sendto(b"to a dual-stack socket, too", (client.getsockname()[0], server.address[1]))
+    await received.until(1)
+    server.close()
+
+
+class Spy(socket.socket):
+    """Writes down how it is asked to send."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.AF_INET, socket.SOCK_DGRAM)
+        self.asked: list[object] = []
+
+    def sendto(self, datagram: bytes, address: Address) -> int:  # type: ignore[override]  # the form that is used
+        self.asked.append("plain")
+        return len(datagram)
+
+    def sendmsg(self, *arguments: object) -> int:  # type: ignore[override]
+        self.asked.append(arguments[1])
+        return 1
+
+    def setsockopt(self, *option: object) -> None:  # type: ignore[override]
+        self.asked.append(option)
+
+
+EF_TOS = (socket.IPPROTO_IP, socket.IP_TOS)
+PRIORITY = (socket.SOL_SOCKET, 12)
+
+
+async def test_the_usual_mark_costs_nothing_and_another_one_s_priority_comes_after_its_field() -> None:
+    spy = Spy()
+    server = UdpSocket(spy, lambda *_: None, burst_ended=lambda: None, mark=BULK, per_packet=True)
+    spy.asked.clear()
+    for mark in (BULK, REALTIME, Mark(1, 2), REALTIME):
+        server.send(b"x", ("127.0.0.1", 9), mark)
+    usual, other, also_usual, again = spy.asked
+    assert usual == also_usual == "plain"
+    assert [part[:2] for part in other] == [EF_TOS, PRIORITY]  # type: ignore[attr-defined]
+    assert other is again  # made once
+    server.close()
+
+
+async def test_where_the_kernel_takes_no_priority_the_socket_is_marked_once_a_change() -> None:
+    spy = Spy()
+    server = UdpSocket(spy, lambda *_: None, burst_ended=lambda: None, mark=BULK, per_packet=False)
+    spy.asked.clear()
+    for mark in (BULK, REALTIME, REALTIME, BULK):
+        server.send(b"x", ("127.0.0.1", 9), mark)
+    to_realtime, to_bulk = ([(*EF_TOS, mark.dscp << 2), (*PRIORITY, mark.priority)] for mark in (REALTIME, BULK))
+    assert spy.asked == ["plain", *to_realtime, "plain", "plain", *to_bulk, "plain"]
     server.close()
 
 

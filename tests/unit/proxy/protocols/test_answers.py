@@ -24,7 +24,7 @@ def answered(*, trusted: bool = False) -> Answered:
         transport="h3",
         listener="main",
         client="127.0.0.1",
-        dscp=0,
+        dscp=46,
         path="/v2",
         operation=Operation.INFER,
         body=Body.of(b""),
@@ -54,6 +54,7 @@ def test_a_reply_head_carries_length_json_length_class_and_id() -> None:
     assert head[b"inference-header-content-length"] == b"2"
     assert head[b"inferlane-class"] == b"realtime"
     assert head[b"x-request-id"] == b"r-1"
+    assert head[b"inferlane-dscp"] == b"46"
     assert b"inferlane-endpoint" not in head
 
 
@@ -69,6 +70,7 @@ def test_a_refusal_is_a_problem_document_with_its_reason() -> None:
     head, document = dict(fields), msgspec.json.decode(body)
     assert (status, head[b"content-type"], head[b"retry-after"]) == (503, b"application/problem+json", b"1")
     assert int(head[b"content-length"]) == len(body)
+    assert head[b"inferlane-dscp"] == b"46"
     assert document["reason"] == "queue_timeout"
     assert document["detail"] == "no place within 20 ms"
     assert document["retry_after_ms"] == 250

@@ -104,6 +104,20 @@ def test_a_duplicate_is_executed_once_and_answered_again(server: InferenceServer
     assert isinstance(server.receive(datagram, PEER, 40.0), Message)  # forgotten by then
 
 
+def test_what_is_sent_again_says_the_class_that_it_was_served_in(server: InferenceServer) -> None:
+    (datagram,) = request()
+    server.receive(datagram, PEER, 0.0)
+    assert server.receive(datagram, PEER, 0.0).class_name is None  # type: ignore[union-attr]  # an ack: not judged yet
+    sent = server.answer((PEER, 7), reply(class_name="batch"), bytes(2000))
+    assert server.receive(datagram, PEER, 0.1) == Send(sent, "batch")
+    missing = encode(Header(type=Type.RECEIVED, request_id=7, bitmap=1))
+    assert server.receive(missing, PEER, 0.2) == Send(sent[1:], "batch")
+    error = Header(type=Type.ERROR, request_id=8, status=503, reason=Reason.QUEUE_FULL.code, class_name="realtime")
+    server.receive(request(8)[0], PEER, 0.3)
+    refused = server.refuse((PEER, 8), error, b"{}")
+    assert server.receive(request(8)[0], PEER, 0.4) == Send(refused, "realtime")
+
+
 def test_the_same_id_from_another_peer_is_another_request(server: InferenceServer) -> None:
     (datagram,) = request()
     assert isinstance(server.receive(datagram, PEER, 0.0), Message)
