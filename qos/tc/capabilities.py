@@ -14,6 +14,7 @@ CONFIG_NAMES = {
     "fq": "CONFIG_NET_SCH_FQ",
     "fq_codel": "CONFIG_NET_SCH_FQ_CODEL",
     "bfifo": "CONFIG_NET_SCH_FIFO",
+    "tbf": "CONFIG_NET_SCH_TBF",
     "clsact": "CONFIG_NET_SCH_INGRESS",
     "u32": "CONFIG_NET_CLS_U32",
     "flower": "CONFIG_NET_CLS_FLOWER",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
 from qos.schema import Dscp, Duration, Name, Network, Rate, Settings, did_you_mean, one_of, shown
 from qos.units import parse_size
@@ -59,13 +59,13 @@ def _confirm(seconds: float) -> float:
     return seconds
 
 
-def _port(value: object) -> object:
+def _port(value: object, info: ValidationInfo) -> object:
     """A port or a range `5010-5020` -> (first, last)."""
     if type(value) is int:
         first = last = value
     elif isinstance(value, str) and (match := re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", value)):
         first, last = int(match[1]), int(match[2] or match[1])
-    elif isinstance(value, tuple):
+    elif isinstance(value, tuple) and info.context is None:  # from Python, not from a file
         return value
     else:
         raise ValueError(f'{shown(value)} is not a port; write 5000 or "5010-5020"')

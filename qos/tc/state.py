@@ -35,6 +35,7 @@ __all__ = [
     "Qdisc",
     "QdiscOptions",
     "Redirect",
+    "Tbf",
     "TcClass",
     "Unread",
     "UnreadClass",
@@ -71,13 +72,27 @@ class Bfifo(msgspec.Struct, frozen=True, tag="bfifo"):
     """Bytes."""
 
 
+class Tbf(msgspec.Struct, frozen=True, tag="tbf"):
+    """tc-tbf(8), at a rate that never delays: in a leaf it cuts trains (GSO) longer than its burst into packets.
+
+    Its own child is a bfifo of `limit`, unless another is put in its place.
+    """
+
+    rate: int
+    """Bytes per second, less than 2**32."""
+    burst: int
+    """In ticks of the packet scheduler: what may go at once, and so the longest packet that is let through."""
+    limit: int
+    """Bytes."""
+
+
 class FqCodel(msgspec.Struct, frozen=True, tag="fq_codel"):
     """tc-fq_codel(8): flows of one class take turns, and long queues are marked or cut."""
 
     limit: int
     """Packets."""
     target: int
-    """Microseconds; the kernel rounds down to 1.024 us, so compare as it does (`netlink`)."""
+    """Microseconds; the kernel counts in units of 1.024 us: `qdisc_codec.canonical` says what it makes of others."""
     interval: int
     """Microseconds."""
     quantum: int
@@ -131,7 +146,7 @@ class Unread(msgspec.Struct, frozen=True, tag="opaque"):
     data: bytes | None
 
 
-QdiscOptions = Htb | Bfifo | FqCodel | Cake | Ets | Fq | Clsact | Unread
+QdiscOptions = Htb | Bfifo | Tbf | FqCodel | Cake | Ets | Fq | Clsact | Unread
 
 
 class HtbClass(msgspec.Struct, frozen=True, tag="htb"):

@@ -46,6 +46,15 @@ class Program:
     def __repr__(self) -> str:
         return f"<Program {self._process.args!r}, pid {self._process.pid}>"
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it one."""
+        self._process.send_signal(number)
+
     def waited_for(self, probe: Callable[[], T | None], what: str) -> T:
         """Like `until`, and a program that has ended will never be ready."""
 

@@ -107,6 +107,23 @@ def test_who_was_served_or_withdrew_does_not_expire(queue: RankedQueue[str]) -> 
     assert [entry.item for entry in queue.expire(now=9.0)] == ["patient"]
 
 
+def test_new_ranks_hold_for_what_waits_and_what_left_stays_away(queue: RankedQueue[str]) -> None:
+    entries = {name: queue.offer(name, rank=rank, size=1, leaves=9.0) for name, rank in (("a", 0), ("b", 1), ("c", 1))}
+    gone = queue.offer("gone", rank=0, size=1, leaves=9.0)
+    assert gone is not None
+    queue.withdraw(gone)
+    queue.rank_again(lambda entry: {"a": 2, "b": 2, "c": 0}[entry.item])
+    assert [queue.depth(rank) for rank in range(4)] == [1, 0, 2, 0]
+    assert (len(queue), queue.bytes) == (3, 3)
+    order = []
+    while (entry := queue.first()) is not None:
+        order.append(entry.item)
+        assert entry is entries[entry.item]
+        queue.withdraw(entry)
+    assert order == ["c", "a", "b"]
+    assert queue.expire(now=10.0) == []
+
+
 def test_the_dead_do_not_pile_up() -> None:
     queue: RankedQueue[int] = RankedQueue(max_entries=4, max_bytes=100)
     for n in range(1000):

@@ -15,8 +15,10 @@ from qos.schema import (
     ModelName,
     Name,
     Network,
+    Rate,
     Reading,
     Settings,
+    Share,
     Size,
     did_you_mean,
     is_pattern,
@@ -41,20 +43,25 @@ def refusal(kind, value, context=FILE):
 def test_texts_of_a_file_become_values():
     assert read(Duration, "20ms") == 0.02
     assert read(Size, "64KiB") == 65536
+    assert read(Rate, "12.5mbit") == 12_500_000
+    assert read(Share, "30%") == 0.3
     assert read(Dscp, "EF") == 46
     assert read(Network, "10.20.0.0/16") == ip_network("10.20.0.0/16")
     assert read(Network, "fd00:20::/32") == ip_network("fd00:20::/32")
     assert read(Network, "10.20.0.5") == ip_network("10.20.0.5/32")
 
 
-@pytest.mark.parametrize(("kind", "value"), [(Duration, 50), (Duration, 0.5), (Size, 64), (Dscp, 46), (Network, 5)])
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(Duration, 50), (Duration, 0.5), (Size, 64), (Rate, 20), (Share, 30), (Share, 0.3), (Dscp, 46), (Network, 5)],
+)
 def test_a_bare_number_in_a_file_is_refused_with_the_way_to_write_it(kind, value):
     assert f"{value} is not a" in refusal(kind, value)
     assert "write" in refusal(kind, value) or "allowed" in refusal(kind, value)
 
 
 @pytest.mark.parametrize("value", [True, None, (), {}, float("nan")])
-@pytest.mark.parametrize("kind", [Duration, Size, Dscp, Network, FilePath])
+@pytest.mark.parametrize("kind", [Duration, Size, Rate, Share, Dscp, Network, FilePath])
 def test_other_things_in_a_file_are_named(kind, value):
     assert f"{shown(value)} is not a" in refusal(kind, value)
 

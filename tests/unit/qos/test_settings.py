@@ -13,6 +13,7 @@ from qos.settings import (
     BUILT_IN_CLASSES,
     ClassSettings,
     GateSettings,
+    LinkSettings,
     RuleSettings,
     TrustSettings,
     WhenSettings,
@@ -105,3 +106,28 @@ def test_a_policy_of_unknown_classes_is_refused():
     rule = RuleSettings.model_validate({"when": {"model": "a"}, "class": "gold"})
     with pytest.raises(ValueError, match="no class is named 'gold'"):
         policy(class_table(BUILT_IN_CLASSES), [rule], TrustSettings(), {"main": None})
+
+
+def test_the_kernels_side_of_a_class_as_the_file_writes_it():
+    written = {"share": "30%", "ceiling": "50%", "queue": "20ms", "police": "1mbit"}
+    assert LinkSettings.model_validate(written) == LinkSettings(share=0.3, ceiling=0.5, queue=0.02, police=10**6)
+    assert LinkSettings() == LinkSettings(share=None, ceiling=1.0, queue=0.1, police=None)
+
+
+@pytest.mark.parametrize("queue", ["0.999ms", "10.001s"])
+def test_a_queue_of_a_link_has_its_bounds(queue):
+    with pytest.raises(ValidationError, match="at least 1ms and at most 10s"):
+        LinkSettings.model_validate({"queue": queue})
+
+
+def test_the_link_says_what_a_class_polices_and_the_table_its_priorities():
+    link = LinkSettings(share=0.3, police=10**6)
+    table = class_table(
+        [
+            ClassSettings(name="a", dscp=46, deadline=1.0, link=link),
+            ClassSettings(name="b", dscp=18, deadline=1.0, default=True),
+            ClassSettings(name="c", dscp=10, deadline=1.0),
+            ClassSettings(name="d", dscp=1, deadline=1.0),
+        ]
+    )
+    assert [(each.priority, each.police) for each in table] == [(6, 10**6), (4, None), (0, None), (2, None)]
