@@ -7,25 +7,31 @@ needs is imported inside it, so that `--help` is quick and `check` loads neither
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.state import state_directory
+from proxy import qos_cli
+from proxy.terminal import (
+    FAILED,
+    MISUSED,
+    AsJson,
+    Conf,
+    StateDir,
+    expecting,
+    load_config,
+    print_json,
+    print_parts,
+    state_folder,
+)
 
 if TYPE_CHECKING:
     from inferlane.messages import Reply
-    from proxy.config.loading import Config
+    from proxy.explain import Explanation
 
 __all__ = ["app", "main"]
-
-FAILED, MISUSED = 1, 2
-_FILE_WIDTH = 200
 
 app = typer.Typer(
     name="inferlane",
@@ -34,15 +40,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-Conf = Annotated[Path, typer.Argument(metavar="CONF", help="The gateway's YAML file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-StateDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--state-dir", metavar="DIR", help="Where certificates are kept; default: $STATE_DIRECTORY, or the system's."
-    ),
-]
+app.add_typer(qos_cli.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,8 +72,8 @@ def everywhere(
 
 @app.command()
 def run(conf: Conf, state_dir: StateDir = None) -> None:
-    """Run the gateway in the foreground; SIGTERM drains it."""
-    config = _load(conf)
+    """Run the gateway in the foreground; SIGHUP reloads its config, SIGTERM drains it."""
+    config = load_config(conf)
     import uvloop
 
     from backends.errors import BackendError
@@ -83,14 +81,14 @@ def run(conf: Conf, state_dir: StateDir = None) -> None:
     from proxy.certificate import CertificateError
     from proxy.protocols.quic import TlsError
 
-    with _expecting(BackendError, CertificateError, TlsError, OSError, code=MISUSED):
-        uvloop.run(server.run(config, state_dir=_state(state_dir)))
+    with expecting(BackendError, CertificateError, TlsError, OSError, code=MISUSED):
+        uvloop.run(server.run(config, conf=conf, state_dir=state_folder(state_dir)))
 
 
 @app.command()
 def check(conf: Conf) -> None:
-    """Validate a config; print all its errors with file, line and column."""
-    _load(conf)
+    """Validate a config; print all its errors and warnings with file, line and column."""
+    load_config(conf, tell_warnings=True)
     typer.echo(f"{conf}: ok")
 
 
@@ -100,23 +98,50 @@ def explain(
     listener: Annotated[str | None, typer.Option(help="The listener it comes to; default: the only one.")] = None,
     path: Annotated[str, typer.Option(help="Its path; default: the model's inference path.")] = "",
     model: Annotated[str, typer.Option(help="The model it asks; default: the one in the path.")] = "",
-    client: Annotated[str, typer.Option("--from", metavar="ADDR", help="The client's IP address.")] = "127.0.0.1",
+    client: Annotated[
+        str | None, typer.Option("--from", metavar="ADDR", help="The client's IP address; default: 127.0.0.1.")
+    ] = None,
     dscp: Annotated[str, typer.Option(help="The DSCP it arrives with.")] = "DF",
     header: Annotated[list[str] | None, typer.Option(metavar="'NAME: VALUE'", help="A header; any number.")] = None,
+    interface: Annotated[str | None, typer.Option(help="A packet's way out; default: every interface.")] = None,
+    to: Annotated[str | None, typer.Option(metavar="ADDR", help="Where a packet goes to.")] = None,
+    proto: Annotated[str | None, typer.Option(help="A packet's protocol: tcp or udp.")] = None,
+    sport: Annotated[int | None, typer.Option(min=1, max=65535, help="A packet's source port.")] = None,
+    dport: Annotated[int | None, typer.Option(min=1, max=65535, help="A packet's destination port.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell which class, mark, pool and endpoints a described request would get, and why."""
-    config = _load(conf)
+    """Tell which class, mark, pool and endpoints a described request would get, and why; or, of a packet, which queue.
+
+    It is a packet where one of --interface, --to, --proto, --sport and --dport is given.
+    """
+    config = load_config(conf)
     from proxy.explain import ExplainedRequest
     from proxy.explain import explain as explained
+    from proxy.explain_packet import ExplainedPacket, PacketExplanation, explain_described_packet
 
-    request = ExplainedRequest(
-        listener=listener, path=path, model=model, client=client, dscp=dscp, headers=tuple(header or ())
-    )
-    with _expecting(ValueError, code=MISUSED):
-        explanation = explained(config, request)
+    explanation: Explanation | PacketExplanation
+    with expecting(ValueError, code=MISUSED):
+        if any(each is not None for each in (interface, to, proto, sport, dport)):
+            packet = ExplainedPacket(
+                interface=interface, src=client, dst=to, proto=proto, sport=sport, dport=dport, dscp=dscp
+            )
+            if listener or path or model or header:
+                raise ValueError(
+                    "this describes a packet and a request; leave out --listener, --path, --model, --header"
+                )
+            explanation = explain_described_packet(config, packet)
+        else:
+            request = ExplainedRequest(
+                listener=listener,
+                path=path,
+                model=model,
+                client=client or "127.0.0.1",
+                dscp=dscp,
+                headers=tuple(header or ()),
+            )
+            explanation = explained(config, request)
     if as_json:
-        _print_json(explanation.as_dict())
+        print_json(explanation.as_dict())
     else:
         typer.echo(explanation.as_text())
 
@@ -143,7 +168,7 @@ def infer(
     from proxy.arrays import ArrayError, read_inputs, write_outputs
     from qos.units import parse_duration
 
-    with _expecting(ArrayError, ValueError, OSError, code=MISUSED):
+    with expecting(ArrayError, ValueError, OSError, code=MISUSED):
         inputs = read_inputs(given)
         timeout_s = None if timeout is None else parse_duration(timeout)
         client = Client(url, ca=ca, insecure=insecure)
@@ -152,16 +177,16 @@ def infer(
         async with client:
             return await client.infer(model, inputs, cls=traffic_class, timeout=timeout_s, version=model_version)
 
-    with _expecting(InferlaneError, code=FAILED), _expecting(ValueError, code=MISUSED):
+    with expecting(InferlaneError, code=FAILED), expecting(ValueError, code=MISUSED):
         reply = asyncio.run(ask())
-    with _expecting(ArrayError, code=FAILED):
+    with expecting(ArrayError, code=FAILED):
         files = {} if output is None else write_outputs(reply.outputs, output)
     if reply.served_class and traffic_class not in (None, reply.served_class):
         typer.echo(f"inferlane: asked for class {traffic_class}, served in {reply.served_class}", err=True)
     if as_json:
-        _print_json(replies.document(reply, files))
+        print_json(replies.document(reply, files))
     else:
-        _print(replies.summary(reply), replies.table(reply, files))
+        print_parts(replies.summary(reply), replies.table(reply, files))
 
 
 @app.command()
@@ -183,7 +208,7 @@ def serve(
     from proxy.serve import run as serve_models
     from qos.units import parse_duration
 
-    with _expecting(BackendError, OSError, ValueError, code=MISUSED):
+    with expecting(BackendError, OSError, ValueError, code=MISUSED):
         parse_duration(max_wait)  # the settings' own complaint has more lines than one
         serving = serve_models(
             models,
@@ -204,13 +229,13 @@ def demo(as_json: AsJson = False) -> None:
     from proxy.demo import showing as shown
     from proxy.demo.model import DemoError
 
-    config = _load(shown.CONF)
-    with _expecting(DemoError, code=FAILED):
+    config = load_config(shown.CONF)
+    with expecting(DemoError, code=FAILED):
         rows = asyncio.run(shown.demo(config))
     if as_json:
-        _print_json(shown.document(rows))
+        print_json(shown.document(rows))
     else:
-        _print(shown.table(rows))
+        print_parts(shown.table(rows))
     if not all(row.timings for row in rows):
         raise typer.Exit(FAILED)
 
@@ -224,54 +249,9 @@ def cert(
     """Make a development certificate for localhost, 127.0.0.1 and ::1, unless a good one is there."""
     from proxy.certificate import CertificateError, development_certificate
 
-    with _expecting(CertificateError, code=MISUSED):
-        certificate, key = development_certificate(_state(state_dir) if out is None else out)
+    with expecting(CertificateError, code=MISUSED):
+        certificate, key = development_certificate(state_folder(state_dir) if out is None else out)
         if as_json:
-            _print_json({"certificate": str(certificate), "key": str(key)})
+            print_json({"certificate": str(certificate), "key": str(key)})
         else:
             typer.echo(f"certificate  {certificate}\nkey          {key}")
-
-
-def _load(conf: Path) -> Config:
-    from proxy.config.loading import ConfigError, load
-
-    try:
-        return load(conf)
-    except ConfigError as error:
-        typer.echo(str(error), err=True)  # its lines begin with file:line:column, which editors follow
-        raise typer.Exit(MISUSED) from None
-
-
-def _state(chosen: Path | None) -> Path:
-    return state_directory(chosen, environ=os.environ, root=os.geteuid() == 0)
-
-
-@contextmanager
-def _expecting(*errors: type[Exception], code: int) -> Iterator[None]:
-    """These are told in one line; anything else is a bug and shows its traceback."""
-    try:
-        yield
-    except errors as error:
-        typer.echo(f"inferlane: {_line(error)}", err=True)
-        raise typer.Exit(code) from None
-
-
-def _line(error: Exception) -> str:
-    if not isinstance(error, OSError) or error.strerror is None:
-        return str(error)
-    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-
-
-def _print(*parts: object) -> None:
-    """Text and tables, as wide as the terminal, or as needed in a file."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
-    for part in parts:
-        console.print(part)
-
-
-def _print_json(document: Any) -> None:
-    import msgspec
-
-    typer.echo(msgspec.json.format(msgspec.json.encode(document)))  # numbers that JSON lacks become null

@@ -1,25 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the parts of a config must not say about one another. Reads the plain values, so that it works on half a config.
 
-Each check passes over what is not there or of a wrong type: that is said by the settings' own types already.
+Each check passes over what is not there or of a wrong type: that is said by the settings' own types already. Those
+about links are in `link_checks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any
 
-from proxy.config.errors import Fault, key_path, unknown_name
+from proxy.config.errors import Fault, unknown_name
+from proxy.config.link_checks import link_faults
 from proxy.config.positions import Path
 from proxy.config.settings import TRANSPORTS, Bind
-from qos.schema import shown
-from qos.settings import BUILT_IN_CLASSES
-from qos.units import format_duration, parse_duration
+from proxy.config.tables import Table, duration, names, repeated, tables, texts
+from qos.units import format_duration
 
 __all__ = ["cross_faults"]
-
-Table = dict[str, Any]
 
 
 def cross_faults(config: Table) -> Iterator[Fault]:
@@ -27,70 +25,28 @@ def cross_faults(config: Table) -> Iterator[Fault]:
     return chain.from_iterable(check(config) for check in _CHECKS)
 
 
-def _tables(config: Any, *keys: str) -> Iterator[tuple[Path, Table]]:
-    """The mappings in the lists that the keys lead through, each with its path."""
-    found: list[tuple[Path, Any]] = [((), config)]
-    for key in keys:
-        found = [
-            ((*path, key, place), item)
-            for path, table in found
-            if isinstance(items := table.get(key), tuple)
-            for place, item in enumerate(items)
-            if isinstance(item, dict)
-        ]
-    return iter(found)
-
-
-def _texts(table: Table, key: str) -> Iterator[tuple[Path, str]]:
-    """The texts of a value that is one text or a list of them."""
-    value = table.get(key)
-    if isinstance(value, str):
-        yield (key,), value
-    elif isinstance(value, tuple):
-        yield from (((key, place), item) for place, item in enumerate(value) if isinstance(item, str))
-
-
-def _names(config: Table, section: str) -> list[str] | None:
-    """All names in a section; None where one cannot be read, so that nobody can say what is unknown."""
-    if section == "classes" and section not in config:
-        return [each.name for each in BUILT_IN_CLASSES]
-    items = config.get(section)
-    if not isinstance(items, tuple):
-        return None
-    names = [name for item in items if isinstance(item, dict) and isinstance(name := item.get("name"), str)]
-    return names if names and len(names) == len(items) else None
-
-
-def _repeated(texts: Iterator[tuple[Path, str]]) -> Iterator[Fault]:
-    first: dict[str, Path] = {}
-    for path, text in texts:
-        if text in first:
-            yield Fault(path, f"{shown(text)} is taken by {key_path(first[text])}; once is enough")
-        first.setdefault(text, path)
-
-
 def _same_names(config: Table) -> Iterator[Fault]:
     for section in ("classes", "listeners", "pools"):
-        yield from _repeated(
-            ((*path, *rest), name) for path, table in _tables(config, section) for rest, name in _texts(table, "name")
+        yield from repeated(
+            ((*path, *rest), name) for path, table in tables(config, section) for rest, name in texts(table, "name")
         )
 
 
 def _same_models(config: Table) -> Iterator[Fault]:
     """The second would never be asked."""
-    return _repeated(
-        ((*path, *rest), model) for path, pool in _tables(config, "pools") for rest, model in _texts(pool, "model")
+    return repeated(
+        ((*path, *rest), model) for path, pool in tables(config, "pools") for rest, model in texts(pool, "model")
     )
 
 
 def _same_addresses(config: Table) -> Iterator[Fault]:
     addresses = (
         ((*path, *rest), address)
-        for path, listener in _tables(config, "listeners")
-        for rest, address in _texts(listener, "bind")
+        for path, listener in tables(config, "listeners")
+        for rest, address in texts(listener, "bind")
         if not address.endswith(":0")  # a free one each time
     )
-    return _repeated(addresses)
+    return repeated(addresses)
 
 
 def _one_default(config: Table) -> Iterator[Fault]:
@@ -110,25 +66,18 @@ def _one_default(config: Table) -> Iterator[Fault]:
 
 
 def _queues(config: Table) -> Iterator[Fault]:
-    for path, table in _tables(config, "classes"):
+    for path, table in tables(config, "classes"):
         gate = table.get("gate")
-        deadline = _duration(table.get("deadline"))
-        queue = _duration(gate.get("queue")) if isinstance(gate, dict) else None
+        deadline = duration(table.get("deadline"))
+        queue = duration(gate.get("queue")) if isinstance(gate, dict) else None
         if deadline is not None and queue is not None and queue > deadline:
             until = format_duration(deadline)
             yield Fault((*path, "gate", "queue"), f"longer than the deadline, which ends every wait; at most {until}")
 
 
-def _duration(value: object) -> float | None:
-    try:
-        return parse_duration(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
-
-
 def _rules(config: Table) -> Iterator[Fault]:
-    classes, listeners = _names(config, "classes"), _names(config, "listeners")
-    for path, rule in _tables(config, "rules"):
+    classes, listeners = names(config, "classes"), names(config, "listeners")
+    for path, rule in tables(config, "rules"):
         name, when = rule.get("class"), rule.get("when")
         if isinstance(name, str) and classes and name not in classes:
             yield Fault((*path, "class"), unknown_name("class", name, classes))
@@ -142,15 +91,15 @@ def _rules(config: Table) -> Iterator[Fault]:
 
 
 def _ceilings(config: Table) -> Iterator[Fault]:
-    classes = _names(config, "classes")
-    for path, listener in _tables(config, "listeners"):
+    classes = names(config, "classes")
+    for path, listener in tables(config, "listeners"):
         name = listener.get("max_class")
         if isinstance(name, str) and classes and name not in classes:
             yield Fault((*path, "max_class"), unknown_name("class", name, classes))
 
 
 def _certificates(config: Table) -> Iterator[Fault]:
-    for path, listener in _tables(config, "listeners"):
+    for path, listener in tables(config, "listeners"):
         accept = listener.get("accept", TRANSPORTS)
         over_quic = [each for each in accept if each in TRANSPORTS and each != "udp"] if type(accept) is tuple else []
         if over_quic and "tls" not in listener:
@@ -162,7 +111,7 @@ def _certificates(config: Table) -> Iterator[Fault]:
 
 def _beyond_loopback(path: Path, listener: Table) -> Iterator[Fault]:
     """A certificate that nobody can check belongs on no network."""
-    for rest, address in _texts(listener, "bind"):
+    for rest, address in texts(listener, "bind"):
         try:
             loopback = Bind.parse(address).loopback
         except ValueError:
@@ -173,9 +122,9 @@ def _beyond_loopback(path: Path, listener: Table) -> Iterator[Fault]:
 
 
 def _without_effect(config: Table) -> Iterator[Fault]:
-    for path, endpoint in _tables(config, "pools", "endpoints"):
+    for path, endpoint in tables(config, "pools", "endpoints"):
         batch, url = endpoint.get("batch"), endpoint.get("oip")
-        if isinstance(batch, dict) and batch.get("max_size", 1) == 1 and (_duration(batch.get("max_wait")) or 0) > 0:
+        if isinstance(batch, dict) and batch.get("max_size", 1) == 1 and (duration(batch.get("max_wait")) or 0) > 0:
             yield Fault(
                 (*path, "batch", "max_wait"), "nothing to wait for while max_size is 1; raise it or remove this"
             )
@@ -193,4 +142,5 @@ _CHECKS: tuple[Callable[[Table], Iterator[Fault]], ...] = (
     _ceilings,
     _certificates,
     _without_effect,
+    link_faults,
 )

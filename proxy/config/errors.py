@@ -62,8 +62,13 @@ def located(faults: Sequence[Fault], root: Node, file: str) -> list[Problem]:
     problems = []
     for fault in faults:
         at = root.place(fault.path, key=fault.at_key)
-        problems.append(Problem(file, at.line, at.column, key_path(fault.path), fault.message))
+        problems.append(Problem(file, at.line, at.column, key_path(fault.path), _one_line(fault.message)))
     return sorted(problems, key=lambda problem: (problem.line, problem.column))
+
+
+def _one_line(message: str) -> str:
+    """Names in a file may hold anything, and half a surrogate cannot even be written."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in message)
 
 
 def key_path(path: Path) -> str:

@@ -15,11 +15,12 @@ from pydantic import ValidationError
 
 from proxy.config.checks import cross_faults
 from proxy.config.errors import ConfigError, Fault, Problem, key_path, located, shape_faults
+from proxy.config.link_checks import link_warnings
 from proxy.config.positions import Node, Path, YamlError, parse
 from proxy.config.settings import Config
 from qos.schema import Reading, shown
 
-__all__ = ["Config", "ConfigError", "Problem", "load"]
+__all__ = ["Config", "ConfigError", "Problem", "load", "load_with_warnings"]
 
 # A config of a thousand pools has half of this.
 MAX_BYTES = 4 * 2**20
@@ -29,6 +30,11 @@ MAX_FAULTS = 1000
 
 def load(path: str | os.PathLike[str]) -> Config:
     """The gateway that the file describes. Raises ConfigError, and nothing else, whatever the file holds."""
+    return load_with_warnings(path)[0]
+
+
+def load_with_warnings(path: str | os.PathLike[str]) -> tuple[Config, list[Problem]]:
+    """As `load`, with warnings: what works as written and may not be what was meant."""
     file = os.fspath(path)
     text = _text(file)
     try:
@@ -39,7 +45,8 @@ def load(path: str | os.PathLike[str]) -> Config:
     if not isinstance(root.value, dict):
         found = "the file is empty" if root.value is None else f"the file holds {shown(root.plain())}, not a mapping"
         raise ConfigError([Problem(file, root.at.line, root.at.column, "", f"{found}; {_LEAST}")])
-    return _verified(root, file)
+    config = _verified(root, file)
+    return config, located(list(islice(link_warnings(config), MAX_FAULTS)), root, file)
 
 
 _LEAST = "it needs at least the keys listeners and pools; conf/gateway.yaml shows all of them"

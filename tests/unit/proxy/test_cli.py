@@ -205,6 +205,18 @@ def test_explain_tells_why(capsys, conf):
     assert (found["traffic_class"], found["trusted"], found["pool"]) == ("interactive", False, "magika")
 
 
+def test_explain_tells_of_packets_too(capsys, conf):
+    conf.write_text(CONFIG + "interfaces: [{name: eth0, egress: 20mbit}]\n")
+    assert main(["explain", str(conf), "--proto", "udp", "--dport", "53", "--dscp", "EF"]) == 0
+    out = capsys.readouterr().out
+    assert "packet     udp 192.0.2.1 -> 198.51.100.1:53, EF" in out
+    assert "eth0 egress: 51a:16, guaranteed 5mbit, at most 20mbit, if applied" in out
+    assert main(["explain", str(conf), "--interface", "eth0", "--from", "::1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["places"][0]["tc_class"] == "51a:24"
+    assert main(["explain", str(conf), "--to", "::1", "--model", "magika"]) == 2
+    assert "describes a packet and a request" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [["--from", "nowhere"], ["--listener", "x"], ["--dscp", "x"], ["--header", "x"]])
 def test_what_cannot_be_explained_is_one_line(capsys, conf, option):
     assert main(["explain", str(conf), *option]) == 2
@@ -260,7 +272,7 @@ def test_infer_asks_and_shows(capsys, gateway, tensor, tmp_path):
     assert main(asked) == 0
 
     out = capsys.readouterr().out
-    assert "class realtime" in out and "DSCP seen EF" in out and "queue 1.500" in out
+    assert "class realtime" in out and "dscp: sent EF, seen EF" in out and "queue 1.500" in out
     assert "FP64" in out and "1.5 2.5" in out and "'hello'" in out
     assert np.load(tmp_path / "out" / "y.npy").tolist() == [1.5, 2.5]
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from backends.settings import DatagramSettings, OipSettings, OnnxSettings
-from proxy.config.loading import MAX_BYTES, MAX_FAULTS, Config, ConfigError, load
+from proxy.config.loading import MAX_BYTES, MAX_FAULTS, Config, ConfigError, load, load_with_warnings
 from proxy.config.settings import Bind
 from qos.settings import BUILT_IN_CLASSES, class_table
+from qos.tc.settings import InterfaceSettings
 
 CONF = Path(__file__).parents[4] / "conf"
 SCHEMA = json.loads((CONF.parent / "proxy/inferlane.schema.json").read_text())
@@ -45,9 +47,11 @@ def problems(tmp_path):
 
 def test_the_reference_says_what_holds_without_it():
     config = load(CONF / "gateway.yaml")
-    assert list(class_table(config.classes)) == list(class_table(BUILT_IN_CLASSES))
+    # police has no default to say.
+    told = [dataclasses.replace(each, police=None) for each in class_table(config.classes)]
+    assert told == list(class_table(BUILT_IN_CLASSES))
     least = Config(listeners=config.listeners, pools=config.pools)
-    for section in ("version", "trust", "admin", "log"):
+    for section in ("version", "trust", "safety", "admin", "log"):
         assert getattr(config, section) == getattr(least, section)
     assert config.listeners[0].max_body == config.listeners[1].max_body
     assert config.listeners[0].accept == config.listeners[1].accept
@@ -64,8 +68,30 @@ def test_every_key_that_works_is_in_the_reference_with_a_comment():
         for line in (CONF / "gateway.yaml").read_text().splitlines()
         if "#" in line and not line.startswith("#")
     }
-    sections_said_by_their_keys = {"admin", "log"}
+    sections_said_by_their_keys = {"safety", "admin", "log"}
     assert ALL_KEYS - sections_said_by_their_keys == commented
+
+
+def test_the_reference_promises_on_links_what_holds_without_it():
+    config = load(CONF / "gateway.yaml")
+    least = Config(listeners=config.listeners, pools=config.pools, interfaces=config.interfaces)
+    assert config.link_policy().classes == least.link_policy().classes
+    (told,) = config.link_policy().interfaces
+    wanted = InterfaceSettings(name="eth0", netns="edge", egress=940 * 10**6, ingress=940 * 10**6)
+    assert (
+        told == Config(listeners=config.listeners, pools=config.pools, interfaces=(wanted,)).link_policy().interfaces[0]
+    )
+    assert config.flows[0].before_nat is False
+
+
+def test_what_may_not_be_meant_is_a_warning_with_its_place():
+    file = CONF / "gateway.yaml"
+    (warning,) = load_with_warnings(file)[1]
+    assert str(warning).startswith(
+        f"{file}:{warning.line}:{warning.column}: interfaces[0].egress: realtime is guaranteed"
+    )
+    assert file.read_text().splitlines()[warning.line - 1][warning.column - 1 :].startswith("940mbit")
+    assert load_with_warnings(CONF / "demo.yaml")[1] == []
 
 
 def test_the_demo_is_on_loopback_and_everybody_there_may_choose_a_class():
@@ -163,6 +189,11 @@ def test_what_is_no_mapping_is_one_problem(problems, text, problem):
     assert found.startswith(problem)
 
 
+def test_a_problem_is_one_line_of_text_whatever_the_names_in_the_file(problems):
+    text = 'classes: [{name: "a\\n\\ud800", dscp: EF, deadline: 1s}]\nrules: [{when: {path: /}, class: b}]\n' + LEAST
+    assert any(each.endswith(r"no class is named 'b'; allowed: a\n\ud800") for each in problems(text))
+
+
 # All problems at once
 
 
@@ -173,7 +204,7 @@ classes:
   - name: realtime
     dscp: CS6
     deadline: 50
-    link: {share: 30%}
+    link: {share: 130%}
   - {name: batch, dscp: AF11, deadline: 1_000, defualt: true, gate: {queue: 20ms, share: 50%}}
 clients: []
 rules:
@@ -206,7 +237,7 @@ workers: 1
         ("3:3", "classes"),
         ("4:11", "classes[0].dscp"),
         ("5:15", "classes[0].deadline"),
-        ("6:5", "classes[0].link"),
+        ("6:19", "classes[0].link.share"),
         ("7:41", "classes[1].deadline"),
         ("7:48", "classes[1].defualt"),
         ("7:83", "classes[1].gate.share"),
