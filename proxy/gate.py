@@ -18,7 +18,7 @@ from backends.messages import Request
 from backends.pool import Pool
 from inferlane.errors import Reason, Refused
 from qos.scheduler import Entry, RankedQueue
-from qos.traffic_class import TrafficClass
+from qos.traffic_class import ClassTable, TrafficClass
 
 __all__ = ["Gate"]
 
@@ -54,6 +54,7 @@ class Gate:
         # Bodies of unknown length still arriving: counted again whenever somebody new wants to wait.
         self._growing: set[Entry[_Waiter]] = set()
         self._clock = clock
+        self._classes: ClassTable | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_for = 0.0
 
@@ -63,6 +64,12 @@ class Gate:
     def depth(self, traffic_class: TrafficClass) -> int:
         """How many requests of this class wait."""
         return self._queue.depth(traffic_class.rank)
+
+    def use_classes(self, classes: ClassTable) -> None:
+        """The classes have changed. Who waits keeps what was promised, but has its turn by the new order; one whose
+        class is no more keeps its rank."""
+        self._classes = classes
+        self._queue.rank_again(lambda entry: self._rank(entry.item.request))
 
     async def enter(self, request: Request) -> Endpoint:
         """Wait for a place and take it; whoever got one gives it back with `leave`.
@@ -86,6 +93,14 @@ class Gate:
         if self._queue:
             self._dispatch()
 
+    def _rank(self, request: Request) -> int:
+        """Its class's as it is now; a request may have got its class before a reload and come here after."""
+        rank = request.traffic_class.rank
+        if self._classes is None:
+            return rank
+        present = self._classes.get(request.traffic_class.name)
+        return min(rank, len(self._classes) - 1) if present is None else present.rank
+
     async def _wait(self, request: Request) -> Endpoint:
         place: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
         entry = self._offer(_Waiter(request, place))
@@ -108,7 +123,7 @@ class Gate:
         for entry in self._growing:
             self._queue.resize(entry, _size(entry.item.request.body))
         body = request.body
-        entered = self._queue.offer(waiter, rank=request.traffic_class.rank, size=_size(body), leaves=leaves)
+        entered = self._queue.offer(waiter, rank=self._rank(request), size=_size(body), leaves=leaves)
         if entered is None:
             raise self._full(request)
         if body.declared is None and not body.ended:

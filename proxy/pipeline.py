@@ -46,7 +46,8 @@ class Pipeline:
         *,
         clock: Callable[[], float],
     ) -> None:
-        self._policy = policy
+        self.policy = policy
+        """Who gets which class from now on; who has one keeps it, and what it promised."""
         self._routes = routes
         self._gates = gates
         self._telemetry = telemetry
@@ -62,6 +63,7 @@ class Pipeline:
         status, reason = Reason.CANCELLED.status, Reason.CANCELLED.label
         self.in_flight += 1
         try:
+            responder.judged(answered)
             async with asyncio.timeout_at(answered.deadline):
                 reply = await self._answer(arrival, answered, responder)
             status, reason = reply.status, _reason_of(reply.status)
@@ -81,7 +83,7 @@ class Pipeline:
 
     def _judge(self, arrival: Arrival) -> Answered:
         """The class comes first: it decides the deadline of everything after it."""
-        verdict = classify(arrival, self._policy)
+        verdict = classify(arrival, self.policy)
         allowed = verdict.traffic_class.deadline_s
         budget = allowed if arrival.timeout_s is None else min(allowed, arrival.timeout_s)
         return Answered(
@@ -119,10 +121,14 @@ class Pipeline:
         arrival.timeline.dispatched = self._clock()
         try:
             reply = await self._forward(endpoint, request)
-            # The place is held until the last byte is out: a piecewise reply still occupies its backend.
-            await _send(reply, responder, answered)
+            if not isinstance(reply.body, bytes):
+                # The place is held until the last byte is out: a piecewise reply still occupies its backend.
+                await _send(reply, responder, answered)
         finally:
             gate.leave(endpoint)
+        if isinstance(reply.body, bytes):
+            # Nobody's place must wait for a whole reply that its class's `police` rate holds back.
+            await _send(reply, responder, answered)
         return reply
 
     async def _forward(self, endpoint: Endpoint, request: Request) -> Reply:

@@ -27,6 +27,7 @@ from proxy.terminal import (
     print_json,
     print_parts,
     state_folder,
+    terminable,
     warn,
 )
 
@@ -210,7 +211,30 @@ def status(
             print_parts(*qos_status.link_tables(target, its))
 
 
-# `inferlane qos selftest` is added here.
+@app.command()
+def selftest(
+    conf: MaybeConf = None,
+    flood: Annotated[str, typer.Option(metavar="KIND", help="udp, train (UDP in trains, GSO) or tcp.")] = "udp",
+    as_json: AsJson = False,
+) -> None:
+    """Prove on this kernel that the classes hold: a link of its own in namespaces, full, with and without a plan."""
+    from proxy import qos_selftest
+    from qos.selftest.lab import LabError
+    from qos.selftest.trial import KINDS, TrialError, try_classes
+    from qos.tc.policy import built_in_policy
+
+    if flood not in KINDS:
+        warn(f"inferlane: {flood!r} is no flood; allowed: {', '.join(KINDS)}")
+        raise typer.Exit(MISUSED)
+    policy = built_in_policy() if conf is None else _policy(conf)
+    with _telling(), expecting(LabError, TrialError, code=FAILED), terminable():
+        trial = try_classes(policy, kind=flood, tell=warn)
+    if as_json:
+        print_json(qos_selftest.document(trial))
+    else:
+        print_parts(qos_selftest.table(trial), *qos_selftest.verdict_lines(trial))
+    if not trial.verdict.holds:
+        raise typer.Exit(FAILED)
 
 
 def _policy(conf: Path) -> LinkPolicy:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gateway put together: config in, doors open; and its life: start, serve, drain, close."""
+"""The gateway put together: config in, doors open; and its life: start, serve, reload, drain, close."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import signal
 import time
@@ -12,19 +13,22 @@ from pathlib import Path
 import structlog
 
 from backends.build import build
+from proxy import keeper, privileges
 from proxy.certificate import development_certificate
 from proxy.config.loading import Config
 from proxy.config.settings import ListenerSettings, TlsFiles
 from proxy.gate import Gate
 from proxy.listeners.door import Door, DoorPlan, alpn_of
+from proxy.listeners.marks import Marks
 from proxy.listeners.quic import Alarms
 from proxy.pipeline import VERSION, Pipeline
 from proxy.protocols.quic import server_configuration
+from proxy.reload import Merged, merge, reload
 from proxy.telemetry import logs
 from proxy.telemetry.admin import AdminServer
 from proxy.telemetry.finished import Telemetry
 from proxy.telemetry.metrics import Metrics
-from qos.settings import class_table, policy
+from qos.settings import class_table
 
 __all__ = ["Gateway", "run"]
 
@@ -45,22 +49,28 @@ class Gateway:
         classes = class_table(config.classes)
         self._routes = build(config.pools)
         self._metrics = Metrics(version=VERSION)
-        gates = {pool.name: Gate(pool, clock=clock) for pool in self._routes.pools}
-        for gate in gates.values():
+        self._gates = {pool.name: Gate(pool, clock=clock) for pool in self._routes.pools}
+        for gate in self._gates.values():
             self._metrics.watch_gate(gate, classes)
-        self.pipeline = Pipeline(
-            policy(classes, config.rules, config.trust, {each.name: each.max_class for each in config.listeners}),
-            self._routes,
-            gates,
-            Telemetry(self._metrics),
-            clock=clock,
-        )
+        self.marks = Marks(classes, _ceilings(config), clock=clock)
+        self._telemetry = Telemetry(self._metrics)
+        self.pipeline = Pipeline(config.policy(), self._routes, self._gates, self._telemetry, clock=clock)
         self.doors: list[Door] = []
         self._alarms: Alarms | None = None
         self._admin = AdminServer(config.admin.bind.host, config.admin.bind.port, self._metrics, self._not_ready)
 
     def __repr__(self) -> str:
         return f"<Gateway {self.doors!r} {self.pipeline!r}>"
+
+    @property
+    def config(self) -> Config:
+        """What it runs with: as started, with what was reloaded since."""
+        return self._config
+
+    @property
+    def metrics(self) -> Metrics:
+        """What /metrics shows."""
+        return self._metrics
 
     @property
     def admin(self) -> tuple[str, int]:
@@ -79,7 +89,7 @@ class Gateway:
             for pool in self._routes.pools:
                 await pool.start()
             for plan in plans:
-                door = Door(plan, self.pipeline, alarms=self._alarms, clock=self._clock)
+                door = Door(plan, self.pipeline, marks=self.marks, alarms=self._alarms, clock=self._clock)
                 door.start()
                 self.doors.append(door)
                 self._metrics.watch_door(door.name, door)
@@ -89,6 +99,26 @@ class Gateway:
         for door in self.doors:
             _log.info("listening", listener=door.name, addresses=[f"{host}:{port}" for host, port in door.bound])
         _log.info("admin_listening", address="{}:{}".format(*self.admin))
+
+    def use(self, read: Config) -> Merged:
+        """Change over to another config as far as that can be, between one packet and the next.
+
+        ValueError: it cannot, and nothing has changed.
+        """
+        merged = merge(self._config, read)
+        config, classes = merged.config, class_table(merged.config.classes)
+        policy = config.policy()
+        # Nothing below waits or fails, so nobody sees the one without the other.
+        self.pipeline.policy = policy
+        self.marks.replace(classes, _ceilings(config))
+        for gate in self._gates.values():
+            gate.use_classes(classes)
+        self._metrics.use_classes(classes)
+        if "log" in merged.changed:
+            logs.configure(config.log.format, config.log.level)
+            self._telemetry.use_log_level()
+        self._config = config
+        return merged
 
     async def drain(self, *, longest_s: float = DRAIN_S) -> None:
         """GOAWAY, refuse what is new, finish what is in flight; give up after `longest_s`."""
@@ -135,17 +165,50 @@ class Gateway:
         )
 
 
-async def run(config: Config, *, state_dir: Path) -> None:
-    """Serve until SIGTERM or SIGINT, drain, return."""
+def _ceilings(config: Config) -> dict[str, str | None]:
+    return {each.name: each.max_class for each in config.listeners}
+
+
+async def run(config: Config, *, state_dir: Path, conf: Path | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, drain, return. conf: what SIGHUP reads again."""
     logs.configure(config.log.format, config.log.level)
-    gateway = Gateway(config, state_dir=state_dir)
-    await gateway.start()
-    # Only now: a signal while models load has nothing to finish, and may end the process as it always does.
-    stop = asyncio.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    # The order is the point: the helper starts with all rights, and before a door opens nobody else has them.
+    keeping = keeper.spawn(config.link_policy(), state_dir)
+    privileges.drop(privileges.kept(_ports(config), root=os.geteuid() == 0))
+    stop, hangup = asyncio.Event(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)  # while models load, it can wait
     try:
-        await stop.wait()
-        await gateway.drain()
+        gateway = Gateway(config, state_dir=state_dir)
+        if keeping is not None:
+            await keeping.start(gateway.metrics.show_links)
+        await gateway.start()
+        # Only now: a signal while models load has nothing to finish, and may end the process as it always does.
+        for each in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(each, stop.set)
+        reloading = asyncio.create_task(_reloads(gateway, keeping, conf, hangup))
+        try:
+            await stop.wait()
+            await gateway.drain()
+        finally:
+            reloading.cancel()
+            await asyncio.gather(reloading, return_exceptions=True)
+            await gateway.close()
     finally:
-        await gateway.close()
+        if keeping is not None:
+            await keeping.close()
+
+
+async def _reloads(gateway: Gateway, keeping: keeper.Keeper | None, conf: Path | None, hangup: asyncio.Event) -> None:
+    """One after another; signals that come meanwhile are one."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        if conf is None:
+            _log.warning("reload_failed", problems=[], detail="this gateway was not started from a file")
+            continue
+        if await reload(conf, gateway) and keeping is not None:
+            keeping.use_policy(gateway.config.link_policy())
+
+
+def _ports(config: Config) -> list[int]:
+    return [each.port for listener in config.listeners for each in listener.bind] + [config.admin.bind.port]

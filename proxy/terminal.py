@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +31,7 @@ __all__ = [
     "print_json",
     "print_parts",
     "state_folder",
+    "terminable",
     "warn",
 ]
 
@@ -75,6 +78,23 @@ def expecting(*errors: type[Exception], code: int) -> Iterator[None]:
     except errors as error:
         warn(_line(error))
         raise typer.Exit(code) from None
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM unwinds the block as ^C does, so that it leaves nothing behind."""
+    here = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != here:
+            os._exit(128 + number)  # a forked child must not unwind its parent's block
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def warn(text: str) -> None:

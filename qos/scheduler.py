@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Generic, TypeVar
@@ -63,9 +64,7 @@ class RankedQueue(Generic[Item]):
         if self._waiting >= self.max_entries or self.bytes + size > self.max_bytes:
             return None
         entry = Entry(item=item, rank=rank, size=size, leaves=leaves)
-        while len(self._ranks) <= rank:
-            self._ranks.append(OrderedDict())
-        self._ranks[rank][entry] = None
+        self._of_rank(rank)[entry] = None
         self._waiting += 1
         self.bytes += size
         heapq.heappush(self._expiries, (leaves, next(self._sequence), entry))
@@ -97,6 +96,14 @@ class RankedQueue(Generic[Item]):
             self.bytes += size - entry.size
             entry.size = size
 
+    def rank_again(self, rank_of: Callable[[Entry[Item]], int]) -> None:
+        """The ranks have changed: everything that waits goes behind what was served before it until now."""
+        before = [entry for queue in self._ranks for entry in queue]
+        self._ranks = []
+        for entry in before:
+            entry.rank = rank_of(entry)
+            self._of_rank(entry.rank)[entry] = None
+
     def expire(self, *, now: float) -> list[Entry[Item]]:
         """Remove and return what stops waiting at `now` or earlier, in the order of the instants."""
         expired = []
@@ -111,3 +118,8 @@ class RankedQueue(Generic[Item]):
         while self._expiries and not self._expiries[0][2].waiting:
             heapq.heappop(self._expiries)
         return self._expiries[0][0] if self._expiries else None
+
+    def _of_rank(self, rank: int) -> OrderedDict[Entry[Item], None]:
+        while len(self._ranks) <= rank:
+            self._ranks.append(OrderedDict())
+        return self._ranks[rank]

@@ -17,10 +17,14 @@ __all__ = ["Telemetry"]
 
 
 class Telemetry:
-    """The pipeline's way to tell what happened. Made after logging is configured: it asks for the level once."""
+    """The pipeline's way to tell what happened. Made after logging is configured: it asks for the level then."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self.use_log_level()
+
+    def use_log_level(self) -> None:
+        """Logging was configured, maybe anew."""
         self._log = structlog.get_logger("inferlane.requests").bind()
         # 20 values are not worth gathering for a line that nobody will write.
         self._logs = self._log.is_enabled_for(logging.INFO)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
@@ -22,8 +22,9 @@ from prometheus_client.registry import Collector
 
 from proxy.arrival import Answered
 from proxy.gate import Gate
+from proxy.telemetry.link_metrics import Family, LinksSeen, link_families
 from qos.timeline import Parts
-from qos.traffic_class import ClassTable
+from qos.traffic_class import ClassTable, TrafficClass
 
 __all__ = ["DoorCounts", "Metrics"]
 
@@ -94,7 +95,9 @@ class Metrics(Collector):
         self._requests: Counter[tuple[str, ...]] = Counter()
         self._of_class: defaultdict[tuple[str, str], _OfClass] = defaultdict(_OfClass)
         self._rtt: defaultdict[str, _Seconds] = defaultdict(_Seconds)
-        self._gates: list[tuple[Gate, ClassTable]] = []
+        self._gates: list[Gate] = []
+        self._classes: ClassTable | None = None
+        self._links: LinksSeen | None = None
         self._doors: list[tuple[str, DoorCounts]] = []
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -102,7 +105,16 @@ class Metrics(Collector):
 
     def watch_gate(self, gate: Gate, classes: ClassTable) -> None:
         """Read this gate and its endpoints at every scrape."""
-        self._gates.append((gate, classes))
+        self._gates.append(gate)
+        self._classes = classes
+
+    def use_classes(self, classes: ClassTable) -> None:
+        """The classes have changed, for every gate."""
+        self._classes = classes
+
+    def show_links(self, seen: LinksSeen) -> None:
+        """What traffic control was when it was last read: a scrape waits for nobody."""
+        self._links = seen
 
     def watch_door(self, listener: str, counts: DoorCounts) -> None:
         """Read this listener's counts at every scrape."""
@@ -139,8 +151,10 @@ class Metrics(Collector):
         yield build
         yield from self._finished_requests()
         yield from self._times()
-        yield from _gates(self._gates)
+        yield from _gates(self._gates, self._classes or ())
         yield from _doors(self._doors)
+        if self._links is not None:
+            yield from map(_links, link_families(self._links))
 
     def _finished_requests(self) -> Iterator[Metric]:
         labels = ["listener", "transport", "class", "pool", "endpoint", "reason"]
@@ -182,13 +196,13 @@ def _add(family: HistogramMetricFamily, labels: list[str], seconds: _Seconds) ->
     family.add_metric(labels, list(zip(bounds, accumulate(seconds.counts), strict=True)), seconds.sum)
 
 
-def _gates(gates: list[tuple[Gate, ClassTable]]) -> Iterator[Metric]:
+def _gates(gates: Iterable[Gate], classes: Iterable[TrafficClass]) -> Iterator[Metric]:
     labels = ["pool", "endpoint"]
     waiting = GaugeMetricFamily("inferlane_gate_waiting", "Requests waiting for a place.", labels=["pool", "class"])
     in_flight = GaugeMetricFamily("inferlane_in_flight", "Requests that an endpoint has now.", labels=labels)
     slots = GaugeMetricFamily("inferlane_endpoint_slots", "Requests that an endpoint may have.", labels=labels)
     ready = GaugeMetricFamily("inferlane_endpoint_ready", "1: it takes requests.", labels=labels)
-    for gate, classes in gates:
+    for gate in gates:
         for traffic_class in classes:
             waiting.add_metric([gate.pool.name, traffic_class.name], gate.depth(traffic_class))
         for endpoint in gate.pool.endpoints:
@@ -216,3 +230,11 @@ def _doors(doors: list[tuple[str, DoorCounts]]) -> Iterator[Metric]:
         connections.add_metric([listener], counts.connections)
         handshakes.add_metric([listener], counts.handshakes)
     yield from (datagrams, dropped, connections, handshakes)
+
+
+def _links(family: Family) -> Metric:
+    kind = CounterMetricFamily if family.counts else GaugeMetricFamily
+    made = kind(family.name, family.help, labels=family.labels)
+    for labels, value in family.samples:
+        made.add_metric(labels, value)
+    return made

@@ -64,6 +64,7 @@ class Lab:
 @contextmanager
 def lab(rate: int) -> Iterator[Lab]:
     """Build it with a hop of `rate` bits per second. Raises LabError; removes whatever was made, also then."""
+    _sweep()
     names = [f"{PREFIX}{os.getpid()}-{role}" for role in ("src", "hop", "dst")]
     built = Lab(*names)
     with ExitStack() as stack:
@@ -96,6 +97,14 @@ def within(namespace: str, work: Callable[[], _T]) -> _T:
     if failures:
         raise failures[0]
     return results[0]
+
+
+def _sweep() -> None:
+    """Remove what a trial that was killed has left."""
+    for name in netns.listnetns():
+        pid, _, _ = name.removeprefix(PREFIX).partition("-")
+        if name.startswith(PREFIX) and pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            _remove(name)
 
 
 def _remove(name: str) -> None:

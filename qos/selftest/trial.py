@@ -21,8 +21,9 @@ from qos.tc.netlink import Kernel
 from qos.tc.policy import Interface, LinkClass, LinkPolicy
 from qos.tc.survey import survey
 
-__all__ = ["RATE", "Phase", "Trial", "TrialError", "flooding", "phase", "put_in_force", "try_classes"]
+__all__ = ["KINDS", "RATE", "Phase", "Trial", "TrialError", "flooding", "phase", "put_in_force", "try_classes"]
 
+KINDS = ("udp", "train", "tcp")
 RATE = 20_000_000
 """Bits per second of the hop: slow enough for any machine to fill."""
 ROOM = 0.95

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from qos.settings import ClassSettings
+from qos.settings import BUILT_IN_CLASSES, ClassSettings, LinkSettings
 from qos.tc.settings import FlowSettings, InterfaceSettings, SafetySettings
 from qos.traffic_class import queue_priority
 
-__all__ = ["Flow", "Interface", "LinkClass", "LinkPolicy", "Safety", "link_policy"]
+__all__ = ["Flow", "Interface", "LinkClass", "LinkPolicy", "Safety", "built_in_policy", "link_policy"]
 
 
 class LinkClass(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +108,16 @@ def link_policy(
             on_exit=safety.on_exit,
         ),
     )
+
+
+def built_in_policy() -> LinkPolicy:
+    """The built-in classes with shares as conf/gateway.yaml has them, and no interface."""
+    shares = (0.3, 0.4, 0.2, 0.05)
+    classes = [
+        each.model_copy(update={"link": LinkSettings(share=share)})
+        for each, share in zip(BUILT_IN_CLASSES, shares, strict=True)
+    ]
+    return link_policy(classes, (), (), SafetySettings())
 
 
 def _classes(classes: Sequence[ClassSettings], named_by_flows: set[str]) -> tuple[LinkClass, ...]:

@@ -18,7 +18,7 @@ from backends.picker import least_in_flight
 from backends.pool import Pool
 from backends.routes import Routes
 from inferlane.errors import Reason, Refused
-from proxy.arrival import Operation
+from proxy.arrival import Answered, Operation
 from proxy.gate import Gate
 from proxy.pipeline import Pipeline
 from proxy.telemetry.finished import Telemetry
@@ -97,6 +97,32 @@ async def test_a_request_walks_through_and_its_place_comes_back() -> None:
     assert parts.compute == 0.001
     assert walk.endpoint.in_flight == 0
     assert walk.counted("ok")
+
+
+async def test_the_door_learns_the_class_before_anything_else_happens() -> None:
+    recorder = RecordingResponder()
+    walk = Set(answer)
+    arriving = Body(limit=100)
+    task = asyncio.create_task(walk.pipeline(arrival(arriving, listener="fast"), recorder))
+    await asyncio.sleep(0)
+    assert recorder.classes == [DEFAULT]
+    arriving.feed(b"{}", ended=True)
+    await task
+    refused = await walk.ask(refusal=Refused(Reason.BAD_REQUEST, "two hosts"))
+    assert refused.classes == [DEFAULT]
+
+
+async def test_a_whole_reply_that_goes_out_slowly_holds_no_place() -> None:
+    class Slow(RecordingResponder):
+        async def reply(self, reply: Reply, answered: Answered) -> None:
+            await asyncio.Event().wait()
+
+    walk = Set(answer)
+    slow = asyncio.create_task(walk.pipeline(arrival(), Slow()))
+    assert len((await walk.ask()).replies) == 1
+    slow.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await slow
 
 
 async def test_a_body_that_comes_slowly_holds_no_place() -> None:

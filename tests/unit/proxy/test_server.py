@@ -70,6 +70,22 @@ async def test_what_cannot_start_says_why_and_holds_no_port(
         await asyncio.open_connection(*gateway.admin)
 
 
+async def test_another_config_takes_effect_at_once_and_only_where_it_can(tmp_path: Path) -> None:
+    gateway = Gateway(config(tmp_path), state_dir=tmp_path)
+    await gateway.start()
+    bound = gateway.doors[0].bound
+    text = (tmp_path / "gateway.yaml").read_text()
+    classes = "classes:\n  - {name: only, dscp: VA, deadline: 1s}\nrules: [{when: {path: '*'}, class: only}]\n"
+    (tmp_path / "gateway.yaml").write_text(classes + text.replace("name: all", "name: some"))
+    merged = gateway.use(load(tmp_path / "gateway.yaml"))
+    assert (set(merged.changed), merged.restart) == ({"classes", "rules"}, ("pools",))
+    assert [each.name for each in gateway.pipeline.policy.classes] == ["only"]
+    assert gateway.marks.at("main").dscp == gateway.marks.of("only").dscp == 44
+    assert 'inferlane_gate_waiting{class="only",pool="all"} 0.0' in await page(gateway.admin, "/metrics")
+    assert gateway.doors[0].bound == bound
+    await gateway.close()
+
+
 async def test_a_taken_port_is_named(tmp_path: Path) -> None:
     first = Gateway(config(tmp_path), state_dir=tmp_path)
     await first.start()

@@ -30,6 +30,18 @@ def line_of(level: str = "info", status: int = 200, reason: str = "ok", **arriva
     return json.loads(stream.getvalue()) if stream.getvalue() else None
 
 
+def test_another_log_level_takes_effect_while_requests_run():
+    stream = io.BytesIO()
+    logs.configure("json", "warning", stream)
+    telemetry = Telemetry(Metrics(version="0"))
+    telemetry.request_finished(answered_request(), status=200, reason="ok")
+    assert not stream.getvalue()
+    logs.configure("json", "info", stream)
+    telemetry.use_log_level()
+    telemetry.request_finished(answered_request(), status=200, reason="ok")
+    assert json.loads(stream.getvalue())["event"] == "request_finished"
+
+
 def test_one_line_tells_the_whole_request():
     line = line_of(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     assert line is not None

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGHUP: the config file is read again, and what may change while requests run takes effect, all of it at once.
+
+Classes, rules, trust, max_class and logging change here. Sockets, pools and the admin address are what a gateway is
+made of: they wait for a restart, as a whole. Traffic control waits for `inferlane qos apply`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from proxy.config.loading import Config, ConfigError, load
+from proxy.config.settings import ListenerSettings
+
+__all__ = ["Merged", "Reloadable", "merge", "reload"]
+
+_LIVE = ("classes", "rules", "trust", "log")
+_FIXED = ("pools", "admin")
+_KERNEL = ("flows", "safety", "interfaces")
+_log = structlog.get_logger("inferlane.reload")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """What a gateway runs with from now on."""
+
+    config: Config
+    changed: tuple[str, ...]
+    """Sections that take effect."""
+    restart: tuple[str, ...]
+    """Sections that do not: the running gateway goes on with what it was started with."""
+
+
+def merge(running: Config, read: Config) -> Merged:
+    """The new where it can be, the old where it must. ValueError where the two cannot go together."""
+    listeners = _listeners(running, read)
+    update = {name: getattr(read, name) for name in (*_LIVE, *_KERNEL)} | {"listeners": listeners}
+    unkept = bool(read.interfaces) and not running.interfaces
+    if unkept:
+        del update["interfaces"]  # nobody keeps any: the helper can be started at the start only
+    config = running.model_copy(update=update)
+    changed = [name for name in (*_LIVE, *_KERNEL, "listeners") if getattr(config, name) != getattr(running, name)]
+    waiting = [name for name in _FIXED if getattr(read, name) != getattr(running, name)] + ["interfaces"] * unkept
+    if set(map(_fixed, read.listeners)) != set(map(_fixed, running.listeners)):
+        waiting.insert(0, "listeners")
+    return Merged(config=config, changed=tuple(changed), restart=tuple(waiting))
+
+
+class Reloadable(Protocol):
+    """As much of a gateway as a reload needs."""
+
+    def use(self, read: Config) -> Merged:
+        """Change over at once; ValueError: it cannot, and nothing has changed."""
+        ...
+
+
+async def reload(conf: Path, gateway: Reloadable) -> bool:
+    """Read the file and change over. Whatever is wrong is in the log, and all stays as it was."""
+    try:
+        read = await asyncio.to_thread(load, conf)  # a long file takes seconds to parse, and requests do not wait
+        merged = gateway.use(read)
+    except ConfigError as error:
+        _log.error("reload_failed", problems=[str(each) for each in error.problems], detail=_STAYS)
+        return False
+    except ValueError as error:
+        _log.error("reload_failed", problems=[f"{conf}: {error}"], detail=_STAYS)
+        return False
+    if merged.restart:
+        detail = f"{', '.join(merged.restart)} changed in {conf} and needs a restart; it stays as it was until then"
+        _log.warning("needs_restart", sections=list(merged.restart), detail=detail)
+    _log.info("reloaded", changed=list(merged.changed))
+    return True
+
+
+_STAYS = "the config that ran before stays"
+
+
+def _listeners(running: Config, read: Config) -> tuple[ListenerSettings, ...]:
+    """The doors that are open, each with the max_class that the file gives it now."""
+    ceilings = {each.name: each.max_class for each in read.listeners}
+    names = {each.name for each in read.classes}
+    listeners = []
+    for each in running.listeners:
+        ceiling = ceilings.get(each.name, each.max_class)
+        if ceiling is not None and ceiling not in names:
+            raise ValueError(
+                f"listener {each.name} stays open until a restart, and its max_class {ceiling} is no more; "
+                "restart the gateway, or leave that class in"
+            )
+        listeners.append(each.model_copy(update={"max_class": ceiling}))
+    return tuple(listeners)
+
+
+def _fixed(listener: ListenerSettings) -> ListenerSettings:
+    return listener.model_copy(update={"max_class": None})
