@@ -28,9 +28,7 @@ from benchmarks.report import console, write_report
 from qos.selftest.lab import Lab, LabError, lab
 from qos.selftest.traffic import Flood
 from qos.selftest.trial import RATE, Phase, flooding, phase, put_in_force
-from qos.settings import BUILT_IN_CLASSES, LinkSettings
-from qos.tc.policy import LinkPolicy, link_policy
-from qos.tc.settings import SafetySettings
+from qos.tc.policy import built_in_policy
 
 ROOT = Path(__file__).parent.parent
 MAGIKA = ROOT / "models" / "magika" / "model.onnx"
@@ -38,16 +36,6 @@ KINDS = ("udp", "tcp", "train")
 ASKED = tuple((model, transport) for model in ("identity", "magika") for transport in ("udp", "https"))
 ENDPOINTS = {"udp": "{{datagram: '{address}:4434', slots: 8}}", "https": "{{oip: 'http://{address}:8000', slots: 8}}"}
 START_S = 30.0
-
-
-def policy() -> LinkPolicy:
-    """The classes of conf/gateway.yaml's kind, with 70 % of the link promised to realtime and interactive."""
-    shares = (0.3, 0.4, 0.2, 0.05)
-    classes = [
-        each.model_copy(update={"link": LinkSettings(share=share)})
-        for each, share in zip(BUILT_IN_CLASSES, shares, strict=True)
-    ]
-    return link_policy(classes, (), (), SafetySettings())
 
 
 def config(built: Lab) -> str:
@@ -148,7 +136,7 @@ def _figures(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]
 
 def measure(seconds: float, rounds: int) -> dict[str, Any]:
     """Every phase, `rounds` times in turns of FIFO and plan."""
-    here = policy()
+    here = built_in_policy()
     tried = [each for each in here.classes if each.share > 0]
     floods = {kind: Flood(kind=kind, rate=RATE * 3 // 2, dscp=1, seconds=seconds + 20) for kind in KINDS}
     results: dict[str, Any] = {"probes": [], "requests": []}

@@ -12,20 +12,19 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.link import policy
 from benchmarks.report import console, write_report
 from qos.selftest.lab import Lab, LabError, lab
 from qos.selftest.traffic import Flood, flood
 from qos.selftest.trial import RATE, ROOM, put_in_force
-from qos.tc.netlink import Kernel
-from qos.tc.policy import LinkClass
+from qos.tc.kernel.netlink import Kernel
+from qos.tc.policy import LinkClass, built_in_policy
 
 PORT = 9000
 
 
 def measure(seconds: float) -> list[dict[str, Any]]:
     """Per class: Mbit/s promised and got, all offering 25 Mbit/s."""
-    here = policy()
+    here = built_in_policy()
     with lab(RATE) as built, ExitStack() as stack:
         put_in_force(here, built)
         for each in here.classes:

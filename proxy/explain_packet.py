@@ -14,8 +14,8 @@ from proxy.config.settings import Config
 from qos.dscp import dscp_name, parse_dscp
 from qos.schema import did_you_mean, shown
 from qos.tc.capabilities import CONFIG_NAMES, Capabilities, LinkFacts
-from qos.tc.classifier import Packet, explain_packet
-from qos.tc.compile import CannotKeepError, Compiled, compile_policy
+from qos.tc.design.classifier import Packet, explain_packet
+from qos.tc.design.compile import CannotKeepError, Compiled, compile_policy
 from qos.tc.policy import Interface, LinkPolicy
 from qos.tc.state import HtbClass, LinkState, NetworkState, handle_text
 from qos.units import format_rate

@@ -22,7 +22,7 @@ import structlog
 import qos
 from proxy.privileges import Capability, effective
 from proxy.telemetry.link_metrics import LinksSeen
-from qos.tc.keeper_messages import (
+from qos.tc.keep.messages import (
     LONGEST_REPORT,
     Ended,
     LogLine,
@@ -62,7 +62,16 @@ def spawn(policy: LinkPolicy, state_dir: Path) -> Keeper | None:
     try:
         process = subprocess.Popen(
             # -P: never import from the directory that somebody happened to start us in.
-            [sys.executable, "-P", "-m", "qos.tc.keeper", "--fd", str(its.fileno()), "--state-dir", str(state_dir)],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "qos.tc.keep.keeper",
+                "--fd",
+                str(its.fileno()),
+                "--state-dir",
+                str(state_dir),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[its.fileno()],

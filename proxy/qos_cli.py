@@ -33,10 +33,10 @@ from proxy.terminal import (
 
 if TYPE_CHECKING:
     from proxy.qos_status import Reading
-    from qos.tc.plan_file import Planned
+    from qos.tc.change.plan_file import Planned
+    from qos.tc.change.scope import Target
+    from qos.tc.change.site import Site
     from qos.tc.policy import LinkPolicy
-    from qos.tc.scope import Target
-    from qos.tc.site import Site
 
 __all__ = ["app", "with_time"]
 
@@ -75,7 +75,7 @@ def probe(conf: MaybeConf = None, as_json: AsJson = False) -> None:
     """Tell what this kernel can do, in each namespace that the config names; a throw-away IFB is tried on."""
     names = [None] if conf is None else list(dict.fromkeys(each.netns for each in _policy(conf).interfaces))
     from proxy import qos_report
-    from qos.tc.probe import probe as probed
+    from qos.tc.kernel.probe import probe as probed
 
     with _telling():
         found = [(each, probed(each)) for each in names]
@@ -95,12 +95,12 @@ def plan(
     """Show what `apply` would do: each step, the tc command that does the same, the packets it can lose."""
     policy = _policy(conf)
     from proxy import qos_report
-    from qos.tc import change
+    from qos.tc.change import making
 
     site = _site(state_dir)
     with _telling():
         _notice(site)
-        targets = change.survey(site, policy)
+        targets = making.survey(site, policy)
         if out is not None:
             _write(out, _planned(site, conf, policy, targets))
     if as_json:
@@ -127,14 +127,14 @@ def apply(
     """Make the kernel keep the config's promises: all of them or, where one step fails, none."""
     planned, policy = _given(plan_or_conf)
     from proxy import qos_report
-    from qos.tc import change
+    from qos.tc.change import making
 
     with expecting(ValueError, code=MISUSED):
         confirm_s = policy.safety.confirm_s if confirm == "" else _seconds(confirm)
     site = _site(state_dir)
     with _telling():
         _tell_undone(site)
-        changed = change.apply(site, policy, confirm_s=confirm_s, planned=planned)
+        changed = making.apply(site, policy, confirm_s=confirm_s, planned=planned)
     if as_json:
         print_json(qos_report.changed_document(changed, site.boot_clock()))
     else:
@@ -144,30 +144,30 @@ def apply(
 @app.command()
 def confirm(state_dir: StateDir = None) -> None:
     """Keep the change that waits for it."""
-    from qos.tc import change
+    from qos.tc.change import making
 
     with _telling():
-        kept = change.confirm(_site(state_dir))
+        kept = making.confirm(_site(state_dir))
     typer.echo(f"change {kept.id} is confirmed; it stands after a restart, too")
 
 
 @app.command()
 def rollback(state_dir: StateDir = None) -> None:
     """Undo the change that waits or was interrupted; else go back to the policy before the confirmed one."""
-    from qos.tc import change
+    from qos.tc.change import making
 
     with _telling():
-        typer.echo(change.roll_back(_site(state_dir)))
+        typer.echo(making.roll_back(_site(state_dir)))
 
 
 @app.command()
 def release(conf: MaybeConf = None, state_dir: StateDir = None) -> None:
     """Remove all that was made here and nothing else. CONF: where the state directory is lost."""
     policy = None if conf is None else _policy(conf)
-    from qos.tc import change
+    from qos.tc.change import making
 
     with _telling():
-        steps = change.release(_site(state_dir), policy)
+        steps = making.release(_site(state_dir), policy)
     if steps is None:
         typer.echo("nothing is known to have been made here; if the state was lost, name the config: release CONF")
     else:
@@ -184,7 +184,7 @@ def status(
     """Show what passes each class beside what it was promised, and what differs; default: the policy that stands."""
     given = None if conf is None else _policy(conf)
     from proxy import qos_report, qos_status
-    from qos.tc import change
+    from qos.tc.change import making
 
     over_s = _over(over)
     site = _site(state_dir)
@@ -193,7 +193,7 @@ def status(
         _notice(site)
         stands = books.pending or books.confirmed
         policy = given if given is not None or stands is None else stands.policy
-        targets = [] if policy is None else change.survey(site, policy)
+        targets = [] if policy is None else making.survey(site, policy)
         readings = _readings(site, targets, over_s)
     if policy is None:
         found = []
@@ -246,7 +246,7 @@ def _policy(conf: Path) -> LinkPolicy:
 
 def _given(path: Path) -> tuple[Planned | None, LinkPolicy]:
     """A plan that was kept, and still is what its config asks; or a config."""
-    from qos.tc.plan_file import PlanFileError, planned_of
+    from qos.tc.change.plan_file import PlanFileError, planned_of
 
     planned = None
     with expecting(OSError, PlanFileError, code=MISUSED), path.open("rb") as opened:
@@ -260,8 +260,8 @@ def _given(path: Path) -> tuple[Planned | None, LinkPolicy]:
 
 
 def _planned(site: Site, conf: Path, policy: LinkPolicy, targets: list[Target]) -> bytes:
-    from qos.tc.commands import describe
-    from qos.tc.plan_file import Planned, seen
+    from qos.tc.change.plan_file import Planned, seen
+    from qos.tc.reconcile.commands import describe
 
     return Planned(
         conf=str(conf.absolute()),
@@ -289,10 +289,10 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _site(state_dir: Path | None) -> Site:
-    from qos.tc.ledger import Ledger
-    from qos.tc.lock import lock_file, lock_folder
-    from qos.tc.site import Site
-    from qos.tc.watcher import arm
+    from qos.tc.change.ledger import Ledger
+    from qos.tc.change.lock import lock_file, lock_folder
+    from qos.tc.change.site import Site
+    from qos.tc.change.watcher import arm
 
     ledger = Ledger(state_folder(state_dir).absolute() / "qos")
     locks = lock_folder(ledger.folder)
@@ -301,13 +301,13 @@ def _site(state_dir: Path | None) -> Site:
 
 def _telling() -> AbstractContextManager[None]:
     """What can go wrong here, told in a line or, where a policy cannot be kept, a line for each reason."""
-    from qos.tc.compile import CannotKeepError
+    from qos.tc.change.ledger import LedgerError
+    from qos.tc.change.lock import LockError
+    from qos.tc.change.plan_file import PlanFileError
+    from qos.tc.change.site import ChangeError
+    from qos.tc.change.watcher import ArmError
+    from qos.tc.design.compile import CannotKeepError
     from qos.tc.errors import KernelError
-    from qos.tc.ledger import LedgerError
-    from qos.tc.lock import LockError
-    from qos.tc.plan_file import PlanFileError
-    from qos.tc.site import ChangeError
-    from qos.tc.watcher import ArmError
 
     expected = (ArmError, CannotKeepError, ChangeError, KernelError, LedgerError, LockError, PlanFileError)
     return expecting(*expected, code=FAILED)
@@ -315,15 +315,15 @@ def _telling() -> AbstractContextManager[None]:
 
 def _notice(site: Site) -> None:
     from proxy.qos_report import notices
-    from qos.tc.ledger import LastRollback
+    from qos.tc.change.ledger import LastRollback
 
     for line in notices(site.books().pending, site.ledger.read(LastRollback), site.boot_clock()):
         warn(line)
 
 
 def _tell_undone(site: Site) -> None:
-    from qos.tc.change import undone
-    from qos.tc.ledger import LastRollback
+    from qos.tc.change.ledger import LastRollback
+    from qos.tc.change.making import undone
 
     if (last := site.ledger.read(LastRollback)) is not None:
         warn(undone(last))

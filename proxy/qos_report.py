@@ -11,11 +11,11 @@ from typing import Any
 from rich.table import Table
 
 from qos.tc.capabilities import CONFIG_NAMES, Capabilities
-from qos.tc.change import Changed, interrupted, undone
-from qos.tc.commands import describe, symbol, tc_commands
-from qos.tc.ledger import LastRollback, Pending
-from qos.tc.scope import Target
-from qos.tc.steps import Step
+from qos.tc.change.ledger import LastRollback, Pending
+from qos.tc.change.making import Changed, interrupted, undone
+from qos.tc.change.scope import Target
+from qos.tc.reconcile.commands import describe, symbol, tc_commands
+from qos.tc.reconcile.steps import Step
 from qos.units import format_duration
 
 __all__ = [

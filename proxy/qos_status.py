@@ -11,11 +11,11 @@ from rich.table import Table
 
 from proxy.qos_report import place
 from qos.dscp import dscp_name
-from qos.tc.commands import describe
+from qos.tc.change.scope import Target
+from qos.tc.kernel.statistics import Counters, grown
 from qos.tc.policy import LinkPolicy
-from qos.tc.scope import Target
+from qos.tc.reconcile.commands import describe
 from qos.tc.state import HtbClass, handle_text, is_our_qdisc
-from qos.tc.statistics import Counters, grown
 from qos.units import format_rate
 
 __all__ = ["ClassRow", "Reading", "link_tables", "rows", "status_document"]

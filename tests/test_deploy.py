@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from proxy import server
-from qos.tc.lock import LOCKS
+from qos.tc.change.lock import LOCKS
 
 UNIT = Path(__file__).parent.parent / "deploy/inferlane.service"
 # systemd.exec(5): each of these takes away something that the gateway, its helper or a GPU's driver needs.

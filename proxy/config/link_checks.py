@@ -16,7 +16,7 @@ from proxy.config.settings import Config
 from proxy.config.tables import Table, names, parsed, tables
 from qos.dscp import dscp_name, parse_dscp
 from qos.settings import BUILT_IN_CLASSES
-from qos.tc.compile import ifb_name
+from qos.tc.design.compile import ifb_name
 from qos.units import format_rate, format_share, parse_rate, parse_share
 
 __all__ = ["link_faults", "link_warnings"]
@@ -24,7 +24,7 @@ __all__ = ["link_faults", "link_warnings"]
 LEAST_RATE = 8_000
 """Bits per second of a class: at less, one packet takes more than a second."""
 MOST_CLASSES = 4095
-"""A class's number on a link is 12 bits of its tc class's handle (`qos.tc.engines.minor_of`)."""
+"""A class's number on a link is 12 bits of its tc class's handle (`qos.tc.design.engines.minor_of`)."""
 MOST_RANGES = 128
 """Ports and ranges of one end of one flow: each is two BPF instructions."""
 _NOT_OF_LINKS = {"police"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from qos.tc.keeper_messages import LinkReading
+from qos.tc.keep.messages import LinkReading
 
 __all__ = ["Family", "LinksSeen", "link_families"]
 

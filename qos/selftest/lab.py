@@ -22,7 +22,7 @@ from typing import TypeVar
 from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
-from qos.tc.netlink import Kernel, KernelError
+from qos.tc.kernel.netlink import Kernel, KernelError
 from qos.tc.state import ROOT, Qdisc, Unread
 
 __all__ = ["Lab", "LabError", "lab"]

@@ -16,10 +16,10 @@ import msgspec
 from qos.selftest.figures import Figures, Verdict, figures, verdict
 from qos.selftest.lab import Lab, lab, within
 from qos.selftest.traffic import Flood, Probe, flood, probing
-from qos.tc.apply import apply
-from qos.tc.netlink import Kernel
+from qos.tc.kernel.netlink import Kernel
 from qos.tc.policy import Interface, LinkClass, LinkPolicy
-from qos.tc.survey import survey
+from qos.tc.reconcile.apply import apply
+from qos.tc.reconcile.survey import survey
 
 __all__ = ["KINDS", "RATE", "Phase", "Trial", "TrialError", "flooding", "phase", "put_in_force", "try_classes"]
 

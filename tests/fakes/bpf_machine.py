@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 
-from qos.tc.assembler import Op
+from qos.tc.design.assembler import Op
 
 __all__ = ["run"]
 

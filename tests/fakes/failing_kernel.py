@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from qos.tc.netlink import Kernel, KernelError
+from qos.tc.kernel.netlink import Kernel, KernelError
 
 
 class FailingKernel(Kernel):

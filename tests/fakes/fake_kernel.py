@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from qos.tc.capabilities import LinkFacts
 from qos.tc.errors import KernelError
+from qos.tc.kernel.statistics import Counters
 from qos.tc.state import (
     EGRESS_HOOK,
     INGRESS_HOOK,
@@ -38,7 +39,6 @@ from qos.tc.state import (
     UnreadClass,
     UnreadFilter,
 )
-from qos.tc.statistics import Counters
 
 HOOKS = (INGRESS_HOOK, EGRESS_HOOK)
 

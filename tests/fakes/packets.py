@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from qos.tc.classifier import Packet
+from qos.tc.design.classifier import Packet
 from qos.tc.policy import Flow, LinkPolicy
 from tests.fakes.link_policies import policy_of
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from qos.tc.apply import Outcome, apply
+from qos.tc.reconcile.apply import Outcome, apply
 from qos.tc.state import NetworkState
 from tests.fakes.fake_kernel import FakeKernel
 

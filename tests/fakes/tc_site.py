@@ -10,9 +10,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from qos.tc.capabilities import Capabilities
-from qos.tc.ledger import Ledger, Pending
-from qos.tc.lock import LockError
-from qos.tc.site import Site
+from qos.tc.change.ledger import Ledger, Pending
+from qos.tc.change.lock import LockError
+from qos.tc.change.site import Site
 from tests.fakes.fake_kernel import FakeDevice, FakeKernel
 
 __all__ = ["OLD_KERNEL", "FakePlace"]
@@ -20,7 +20,15 @@ __all__ = ["OLD_KERNEL", "FakePlace"]
 _ABSENT = "Specified qdisc kind is unknown"
 OLD_KERNEL = Capabilities(
     kernel="6.1.0-test",
-    qdiscs={"htb": "", "bfifo": "", "tbf": _ABSENT, "cake": _ABSENT, "fq_codel": _ABSENT, "ets": _ABSENT, "fq": _ABSENT},
+    qdiscs={
+        "htb": "",
+        "bfifo": "",
+        "tbf": _ABSENT,
+        "cake": _ABSENT,
+        "fq_codel": _ABSENT,
+        "ets": _ABSENT,
+        "fq": _ABSENT,
+    },
     classifiers={"u32": "", "flower": "TC classifier not found", "matchall": "", "bpf": "Operation not permitted"},
     actions={"mirred": "", "skbedit": ""},
     ifb="",

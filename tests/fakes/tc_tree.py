@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from qos.tc.netlink import Kernel
+from qos.tc.kernel.netlink import Kernel
 from qos.tc.state import CLSACT, ROOT, Bfifo, Clsact, Htb, HtbClass, LinkState, Qdisc, TcClass
 
 HOOKS = Qdisc(0xFFFF0000, CLSACT, Clsact())

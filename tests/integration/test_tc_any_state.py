@@ -11,8 +11,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from qos.tc.apply import apply
-from qos.tc.plan import plan, snapshot
+from qos.tc.reconcile.apply import apply
+from qos.tc.reconcile.plan import plan, snapshot
 from qos.tc.state import U32, Bfifo, Cake, Flower, FqCodel, HtbClass, NetworkState
 from tests.fakes import namespaces
 from tests.fakes.failing_kernel import FailingKernel

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from qos.tc.apply import Outcome, apply
-from qos.tc.backlogs import backlogs
 from qos.tc.capabilities import Capabilities
-from qos.tc.commands import tc_commands
-from qos.tc.compile import CannotKeepError
-from qos.tc.netlink import Kernel
-from qos.tc.plan import Verb, ours, plan, snapshot
+from qos.tc.design.compile import CannotKeepError
+from qos.tc.kernel.netlink import Kernel
+from qos.tc.kernel.probe import probe
 from qos.tc.policy import LinkPolicy
-from qos.tc.probe import probe
+from qos.tc.reconcile.apply import Outcome, apply
+from qos.tc.reconcile.backlogs import backlogs
+from qos.tc.reconcile.commands import tc_commands
+from qos.tc.reconcile.plan import Verb, ours, plan, snapshot
+from qos.tc.reconcile.survey import Survey, netns_of, survey
 from qos.tc.state import ROOT, U32, Bfifo, Filter, Htb, HtbClass, LinkState, NetworkState, Qdisc, TcClass
-from qos.tc.survey import Survey, netns_of, survey
 from qos.tc.tree import Tree, root_of
 from tests.fakes import namespaces
 from tests.fakes.failing_kernel import FailingKernel

@@ -14,15 +14,15 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from qos.tc.apply import apply
-from qos.tc.bpf import load, run
-from qos.tc.classifier import classify_packet, rule_table
-from qos.tc.compile import Compiled, compile_policy
+from qos.tc.design.classifier import classify_packet, rule_table
+from qos.tc.design.compile import Compiled, compile_policy
+from qos.tc.design.program import instructions, program_name
 from qos.tc.errors import KernelError
-from qos.tc.netlink import Kernel
+from qos.tc.kernel.bpf import load, run
+from qos.tc.kernel.netlink import Kernel
+from qos.tc.kernel.probe import probe
 from qos.tc.policy import Flow, LinkClass, LinkPolicy
-from qos.tc.probe import probe
-from qos.tc.program import instructions, program_name
+from qos.tc.reconcile.apply import apply
 from tests.fakes.link_policies import policy_of
 from tests.fakes.namespaces import Host, joined
 from tests.fakes.packets import frame, frames, ipv4, ipv6, policies, read

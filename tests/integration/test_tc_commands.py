@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from proxy.config.loading import load
-from qos.tc import change
-from qos.tc.ledger import Baseline, Confirmed, LastRollback, Ledger, Pending
-from qos.tc.lock import LOCKS, lock_file
-from qos.tc.site import Site
+from qos.tc.change import making
+from qos.tc.change.ledger import Baseline, Confirmed, LastRollback, Ledger, Pending
+from qos.tc.change.lock import LOCKS, lock_file
+from qos.tc.change.site import Site
 from tests.fakes.namespaces import Host, alone
 from tests.fakes.programs import until
 
@@ -41,11 +41,11 @@ import os, signal, sys, time
 from functools import partial
 from pathlib import Path
 from proxy.config.loading import load
-from qos.tc import change
-from qos.tc.ledger import Ledger
-from qos.tc.lock import LOCKS, lock_file
-from qos.tc.site import Site
-from qos.tc.watcher import arm
+from qos.tc.change import making
+from qos.tc.change.ledger import Ledger
+from qos.tc.change.lock import LOCKS, lock_file
+from qos.tc.change.site import Site
+from qos.tc.change.watcher import arm
 
 conf, folder, ends_at, confirm_s, how = sys.argv[1:]
 ledger, steps = Ledger(Path(folder, "qos")), []
@@ -61,7 +61,7 @@ def before(step):
 site = Site(
     ledger=ledger, lock_of=partial(lock_file, folder=LOCKS), arm=partial(arm, ledger, locks=LOCKS), before=before
 )
-change.apply(site, load(conf).link_policy(), confirm_s=float(confirm_s) or None)
+making.apply(site, load(conf).link_policy(), confirm_s=float(confirm_s) or None)
 print(len(steps))
 """
 
@@ -175,13 +175,13 @@ def test_killed_before_any_step_it_can_be_undone_and_done_again(place):
     step = 1
     while place.killed(step):
         if place.ledger.read(Confirmed) is None:
-            assert "is undone" in change.roll_back(place.site)
+            assert "is undone" in making.roll_back(place.site)
             assert place.seen() == before, f"undone after step {step}"
             assert place.killed(step)
-        change.apply(place.site, policy)
-        assert [each.steps for each in change.survey(place.site, policy)] == [()]
+        making.apply(place.site, policy)
+        assert [each.steps for each in making.survey(place.site, policy)] == [()]
         assert place.ledger.read(Pending) is None
-        change.release(place.site)
+        making.release(place.site)
         assert place.seen() == before, f"done again after step {step}"
         step += 1
     assert step > 10

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from qos.tc import bpf
 from qos.tc.errors import KernelError
-from qos.tc.netlink import Kernel
-from qos.tc.probe import probe
+from qos.tc.kernel import bpf
+from qos.tc.kernel.netlink import Kernel
+from qos.tc.kernel.probe import probe
 from qos.tc.state import (
     EGRESS_HOOK,
     INGRESS_HOOK,

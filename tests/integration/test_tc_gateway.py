@@ -21,7 +21,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.privileges import Capability
-from qos.tc.ledger import Ledger, Pending
+from qos.tc.change.ledger import Ledger, Pending
 from tests.fakes.namespaces import Host, joined
 from tests.fakes.programs import PATIENCE_S, Program, running, until
 
@@ -329,7 +329,7 @@ def test_the_helper_refuses_nonsense_and_goes_on(place: Place) -> None:
     ours, its = socket.socketpair()
     with ours, its:
         ours.settimeout(PATIENCE_S)
-        command = f"{sys.executable} -m qos.tc.keeper --fd {its.fileno()} --state-dir {place.state}"
+        command = f"{sys.executable} -m qos.tc.keep.keeper --fd {its.fileno()} --state-dir {place.state}"
         helper = subprocess.Popen(place.host.command(command), pass_fds=[its.fileno()])
         its.close()
         ours.sendall(b'{"do":"delete","device":"eth0"}\n\xff\n' + b"x" * 10_000 + b'\n{"do":"status"}\n')

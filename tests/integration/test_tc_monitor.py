@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from qos.tc.monitor import Event, Happened, Monitor
-from qos.tc.netlink import Kernel
+from qos.tc.kernel.monitor import Event, Happened, Monitor
+from qos.tc.kernel.netlink import Kernel
 from tests.fakes.namespaces import Host, alone
 from tests.fakes.tc_tree import INNER, ROOT_HTB, make_tree, seen
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from qos.tc.errors import KernelError
-from qos.tc.netlink import Kernel
+from qos.tc.kernel.netlink import Kernel
 from qos.tc.state import (
     EGRESS_HOOK,
     Unread,

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from qos.tc.netlink import Kernel
-from qos.tc.probe import probe
-from qos.tc.qdisc_codec import canonical
+from qos.tc.kernel.netlink import Kernel
+from qos.tc.kernel.probe import probe
+from qos.tc.kernel.qdisc_codec import canonical
 from qos.tc.state import (
     CLSACT,
     INGRESS_HOOK,

@@ -19,7 +19,7 @@ from proxy import keeper
 from proxy.keeper import SILENT_S, Keeper, spawn
 from proxy.privileges import Capability
 from proxy.telemetry.link_metrics import LinksSeen
-from qos.tc.keeper_messages import Ended, LinkReading, LogLine, Readings, Refusal, Report, Standing, encode
+from qos.tc.keep.messages import Ended, LinkReading, LogLine, Readings, Refusal, Report, Standing, encode
 from tests.fakes.link_policies import policy_of
 
 POLICY = policy_of()

@@ -9,8 +9,8 @@ import pytest
 
 from proxy import qos_cli
 from proxy.cli import main
+from qos.tc.change.ledger import Confirmed, LastRollback, Pending
 from qos.tc.errors import KernelError
-from qos.tc.ledger import Confirmed, LastRollback, Pending
 from tests.fakes.tc_site import OLD_KERNEL, FakePlace
 
 CONFIG = """\
@@ -48,7 +48,7 @@ def test_every_command_has_help(capsys, command):
 def test_the_commands_load_no_netlink_before_they_are_called():
     program = "import sys, proxy.cli; proxy.cli.main(['qos', '--help']); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert not {"pyroute2", "qos.tc.change", "proxy.qos_report", "numpy"} & set(done.stderr.split())
+    assert not {"pyroute2", "qos.tc.change.making", "proxy.qos_report", "numpy"} & set(done.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_damaged_books_are_one_line(capsys, place, conf):
 
 
 def test_probe(capsys, conf, monkeypatch):
-    monkeypatch.setattr("qos.tc.probe.probe", lambda netns: OLD_KERNEL)
+    monkeypatch.setattr("qos.tc.kernel.probe.probe", lambda netns: OLD_KERNEL)
     assert qos("probe") == 0
     assert "CONFIG_NET_SCH_CAKE=m" in capsys.readouterr().out
     assert qos("probe", conf, "--json") == 0
@@ -190,7 +190,7 @@ def test_probe(capsys, conf, monkeypatch):
     def refuse(netns):
         raise KernelError(5, "no", "ask")
 
-    monkeypatch.setattr("qos.tc.probe.probe", refuse)
+    monkeypatch.setattr("qos.tc.kernel.probe.probe", refuse)
     assert qos("probe") == 1
     assert capsys.readouterr().err == "inferlane: ask: no\n"
 

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from proxy import qos_report
 from qos.settings import BUILT_IN_CLASSES
-from qos.tc import change
-from qos.tc.ledger import LastRollback
+from qos.tc.change import making
+from qos.tc.change.ledger import LastRollback
 from tests.fakes.link_policies import policy_of
 from tests.fakes.tc_site import OLD_KERNEL, FakePlace
 
@@ -30,7 +30,7 @@ def shown(part) -> str:
 
 
 def test_a_plan_shows_each_step_its_command_and_its_loss(place):
-    lines = qos_report.plan_text(change.survey(place.site, SLOW), apply_with="do it").splitlines()
+    lines = qos_report.plan_text(making.survey(place.site, SLOW), apply_with="do it").splitlines()
 
     assert lines[0] == "in this namespace:"
     assert any(line.startswith("  warning: interfaces[0] eth0: fq_codel: not in this kernel") for line in lines)
@@ -40,26 +40,26 @@ def test_a_plan_shows_each_step_its_command_and_its_loss(place):
 
 
 def test_a_step_that_loses_packets_says_so(place):
-    change.apply(place.site, SLOW)
+    making.apply(place.site, SLOW)
     place.kernel.devices["eth0"].waiting[0x51A0030] = 7
     first, *others = BUILT_IN_CLASSES
     moved = (first.model_copy(update={"default": True}), *(e.model_copy(update={"default": False}) for e in others))
-    text = qos_report.plan_text(change.survey(place.site, policy_of(classes=moved)), apply_with="x")
+    text = qos_report.plan_text(making.survey(place.site, policy_of(classes=moved)), apply_with="x")
     assert "  ! eth0 root 51b:" in text
     assert "      loses what waits in it: now 7 packets" in text
     assert ", 1 to replace" in text
 
 
 def test_an_empty_plan_says_so(place):
-    change.apply(place.site, SLOW)
-    assert qos_report.plan_text(change.survey(place.site, SLOW), apply_with="x").splitlines()[-1] == (
+    making.apply(place.site, SLOW)
+    assert qos_report.plan_text(making.survey(place.site, SLOW), apply_with="x").splitlines()[-1] == (
         "nothing to do: the kernel has all that this config asks"
     )
     assert qos_report.plan_text([], apply_with="x") == "nothing to do: the kernel has all that this config asks"
 
 
 def test_a_plan_is_a_document_for_programs(place):
-    found = json.loads(json.dumps(qos_report.plan_document(change.survey(place.site, SLOW))))
+    found = json.loads(json.dumps(qos_report.plan_document(making.survey(place.site, SLOW))))
     (namespace,) = found["namespaces"]
     assert found["changes"] == len(namespace["steps"]) > 5
     assert namespace["netns"] is None and namespace["notes"][0]["where"] == "interfaces[0] eth0"
@@ -70,7 +70,7 @@ def test_a_plan_is_a_document_for_programs(place):
 
 
 def test_what_became_of_a_change(place):
-    waiting = change.apply(place.site, SLOW, confirm_s=120)
+    waiting = making.apply(place.site, SLOW, confirm_s=120)
     text = qos_report.changed_text(waiting, place.now + 0.5)
     assert text.splitlines()[-2:] == [
         f"change {waiting.id}: {waiting.steps} steps made and read back",
@@ -80,19 +80,19 @@ def test_what_became_of_a_change(place):
     assert (document["id"], document["steps"]) == (waiting.id, waiting.steps)
     assert document["pending"] == {"id": waiting.id, "interrupted": False, "seconds_left": 100.0}
     assert document["notes"][0]["netns"] is None
-    again = change.apply(place.site, SLOW, confirm_s=50)
+    again = making.apply(place.site, SLOW, confirm_s=50)
     assert f"change {waiting.id}: waits longer\nit is put back in 50s" in qos_report.changed_text(again, place.now)
 
-    change.confirm(place.site)
-    made = change.apply(place.site, FAST)
+    making.confirm(place.site)
+    made = making.apply(place.site, FAST)
     assert qos_report.changed_text(made, 0).endswith(f"{made.steps} steps made and read back; it is confirmed")
     assert qos_report.changed_document(made, 0)["pending"] is None
-    nothing = change.apply(place.site, FAST)
+    nothing = making.apply(place.site, FAST)
     assert qos_report.changed_text(nothing, 0).splitlines()[-1].startswith("nothing to do: ")
 
 
 def test_what_happened_while_nobody_looked(place):
-    pending = change.apply(place.site, SLOW, confirm_s=120).pending
+    pending = making.apply(place.site, SLOW, confirm_s=120).pending
     last = LastRollback(id="b2", at="noon", why="nobody confirmed it within 5 s", failure=None)
     told = qos_report.notices
 
@@ -105,8 +105,8 @@ def test_what_happened_while_nobody_looked(place):
     ]
     assert "was not confirmed in time and is being put back" in told(pending, None, place.now + 121)[0]
     dead = replace(pending, done=False)
-    assert told(dead, None, place.now) == [change.interrupted(dead)]
-    assert told(replace(dead, deadline=None), None, place.now) == [change.interrupted(dead)]
+    assert told(dead, None, place.now) == [making.interrupted(dead)]
+    assert told(replace(dead, deadline=None), None, place.now) == [making.interrupted(dead)]
     assert told(dead, None, place.now + 121)[0].endswith("its watcher is putting it back")
 
 

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from proxy import qos_status
-from qos.tc import change
-from qos.tc.statistics import Counters
+from qos.tc.change import making
+from qos.tc.kernel.statistics import Counters
 from tests.fakes.link_policies import policy_of
 from tests.fakes.tc_site import FakePlace
 
@@ -18,7 +18,7 @@ POLICY = policy_of({"ingress": "10mbit"})
 
 @pytest.fixture
 def target(tmp_path):
-    (found,) = change.survey(FakePlace(tmp_path).site, POLICY)
+    (found,) = making.survey(FakePlace(tmp_path).site, POLICY)
     return found
 
 
@@ -69,8 +69,8 @@ def test_people_see_a_table_a_link_and_the_drift(target, rows):
 
 def test_what_is_as_promised_says_so(tmp_path):
     place = FakePlace(tmp_path)
-    change.apply(place.site, POLICY)
-    (found,) = change.survey(place.site, POLICY)
+    making.apply(place.site, POLICY)
+    (found,) = making.survey(place.site, POLICY)
     assert qos_status.drift(found) == ["in this namespace: all is as promised"]
 
 

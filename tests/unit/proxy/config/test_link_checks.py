@@ -12,7 +12,7 @@ from proxy.config.link_checks import link_faults, link_warnings
 from proxy.config.positions import parse
 from proxy.config.settings import Config
 from qos.settings import ClassSettings, LinkSettings
-from qos.tc.compile import ifb_name
+from qos.tc.design.compile import ifb_name
 from qos.tc.settings import InterfaceSettings
 
 

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.telemetry.link_metrics import LinksSeen, link_families
 from proxy.telemetry.metrics import Metrics
-from qos.tc.keeper_messages import ClassReading, LinkReading
+from qos.tc.keep.messages import ClassReading, LinkReading
 
 REALTIME = ClassReading(
     name="realtime",

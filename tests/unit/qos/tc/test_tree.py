@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from qos.tc.plan import ours, snapshot
+from qos.tc.reconcile.plan import ours, snapshot
 from qos.tc.state import INGRESS_HOOK, U32, Bfifo, Bpf, Clsact, Filter, LinkState, NetworkState, Qdisc, Unread
 from qos.tc.tree import Tree, kind_of, same_options
 from tests.fakes.tc_states import CLSACT_QDISC, FOREIGN_FILTERS, FOREIGN_TREE, ROOT_HANDLE, TREE, fq_codel, one
