@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 MODEL  := models/magika/model.onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-kernel check lint format schema bench-h3 bench-datagram clean
+.PHONY: help setup model demo test test-kernel check lint format schema bench-h3 bench-link bench-tc bench-datagram clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,13 @@ schema: $(STAMP)  ## write proxy/inferlane.schema.json anew from the settings
 
 bench-h3: $(STAMP)  ## CPU per HTTP/3 request, beside Envoy in the same run (needs Debian's nginx)
 	$(BIN)/python -m benchmarks.h3
+
+bench-link: $(STAMP)  ## what a full link adds to the first class, with one FIFO and under the plan (root)
+	$(BIN)/python -m benchmarks.link
+	$(BIN)/python -m benchmarks.link_shares
+
+bench-tc: $(STAMP)  ## what planning and applying traffic control costs (root)
+	$(BIN)/python -m benchmarks.traffic_control
 
 bench-datagram: $(STAMP)  ## what the gateway adds to one inference datagram
 	$(BIN)/python -m benchmarks.datagram
