@@ -10,12 +10,12 @@ from typing import Any
 
 from rich.table import Table
 
-from qos.tc.capabilities import CONFIG_NAMES, Capabilities
+from qos.tc.capabilities import Capabilities, config_for
 from qos.tc.change.ledger import LastRollback, Pending
 from qos.tc.change.making import Changed, interrupted, undone
 from qos.tc.change.scope import Target
 from qos.tc.reconcile.commands import describe, symbol, tc_commands
-from qos.tc.reconcile.steps import Step
+from qos.tc.reconcile.steps import NO_LOSS, Step
 from qos.units import format_duration
 
 __all__ = [
@@ -51,8 +51,8 @@ def plan_text(targets: Sequence[Target], *, apply_with: str) -> str:
 
 def step_lines(step: Step, target: Target) -> list[str]:
     """One step: what it is, the commands that would do the same, what it can lose."""
-    lines = [describe(step, target.labels), *(f"    {command}" for command in tc_commands(step, target.netns))]
-    if step.loss.packets is None:
+    lines = [describe(step, target.labels), *(f"    {command}" for command in _commands(step, target))]
+    if step.loss.packets is None or (step.loss.packets == 0 and step.loss != NO_LOSS):
         lines.append(f"    loses {step.loss.text}")
     elif step.loss.packets:
         lines.append(f"    loses {step.loss.text}: now {step.loss.packets} packets")
@@ -73,7 +73,7 @@ def plan_document(targets: Sequence[Target]) -> dict[str, Any]:
                         "verb": step.verb.value,
                         "device": step.device,
                         "text": describe(step, each.labels)[2:],
-                        "commands": tc_commands(step, each.netns),
+                        "commands": _commands(step, each),
                         "loses": {"packets": step.loss.packets, "text": step.loss.text},
                     }
                     for step in each.steps
@@ -157,9 +157,8 @@ def probe_table(netns: str | None, found: Capabilities) -> Table:
     for column in ("kind", "works", "what the kernel said", "what gives it"):
         table.add_column(column)
     for kind, said in _answers(found):
-        table.add_row(
-            kind, "no" if said else "yes", said, f"{CONFIG_NAMES[kind]}=m" if said and kind in CONFIG_NAMES else ""
-        )
+        option = config_for(kind, said) if said else ""
+        table.add_row(kind, "no" if said else "yes", said, f"{option}=m" if option else "")
     table.add_row(
         "priority of each packet",
         "yes" if found.per_packet_priority else "no",
@@ -187,11 +186,15 @@ def place(netns: str | None) -> str:
     return "in this namespace" if netns is None else f"in namespace {netns}"
 
 
+def _commands(step: Step, target: Target) -> list[str]:
+    return tc_commands(step, target.netns, target.programs)
+
+
 def _answers(found: Capabilities) -> Iterable[tuple[str, str]]:
     yield from found.qdiscs.items()
     yield from found.classifiers.items()
     yield from found.actions.items()
-    yield from (("ifb", found.ifb), ("clsact", found.clsact))
+    yield from (("ifb", found.ifb), ("clsact", found.clsact), ("nftables", found.nftables))
 
 
 def _since(works: bool, version: str) -> str:

@@ -16,6 +16,7 @@ import structlog
 
 from proxy.config.loading import Config, ConfigError, load
 from proxy.config.settings import ListenerSettings
+from qos.classify import Policy
 
 __all__ = ["Merged", "Reloadable", "merge", "reload"]
 
@@ -30,17 +31,22 @@ class Merged:
     """What a gateway runs with from now on."""
 
     config: Config
+    policy: Policy
+    """Of that config: a thousand rules take a second to prepare, and that is no work for the loop."""
     changed: tuple[str, ...]
     """Sections that take effect."""
     restart: tuple[str, ...]
     """Sections that do not: the running gateway goes on with what it was started with."""
 
 
-def merge(running: Config, read: Config) -> Merged:
-    """The new where it can be, the old where it must. ValueError where the two cannot go together."""
+def merge(running: Config, read: Config, *, helped: bool = True) -> Merged:
+    """The new where it can be, the old where it must. ValueError where the two cannot go together.
+
+    helped: whether there is a helper that keeps interfaces, though the config that runs may have none any more.
+    """
     listeners = _listeners(running, read)
     update = {name: getattr(read, name) for name in (*_LIVE, *_KERNEL)} | {"listeners": listeners}
-    unkept = bool(read.interfaces) and not running.interfaces
+    unkept = bool(read.interfaces) and not helped
     if unkept:
         del update["interfaces"]  # nobody keeps any: the helper can be started at the start only
     config = running.model_copy(update=update)
@@ -48,33 +54,43 @@ def merge(running: Config, read: Config) -> Merged:
     waiting = [name for name in _FIXED if getattr(read, name) != getattr(running, name)] + ["interfaces"] * unkept
     if set(map(_fixed, read.listeners)) != set(map(_fixed, running.listeners)):
         waiting.insert(0, "listeners")
-    return Merged(config=config, changed=tuple(changed), restart=tuple(waiting))
+    return Merged(config=config, policy=config.policy(), changed=tuple(changed), restart=tuple(waiting))
 
 
 class Reloadable(Protocol):
     """As much of a gateway as a reload needs."""
 
-    def use(self, read: Config) -> Merged:
-        """Change over at once; ValueError: it cannot, and nothing has changed."""
+    @property
+    def config(self) -> Config:
+        """What it runs with."""
+        ...
+
+    def use(self, merged: Merged) -> None:
+        """Change over at once."""
         ...
 
 
-async def reload(conf: Path, gateway: Reloadable) -> bool:
+async def reload(conf: Path, gateway: Reloadable, *, helped: bool = True) -> bool:
     """Read the file and change over. Whatever is wrong is in the log, and all stays as it was."""
     try:
-        read = await asyncio.to_thread(load, conf)  # a long file takes seconds to parse, and requests do not wait
-        merged = gateway.use(read)
+        # A long file takes seconds to parse, and requests do not wait.
+        merged = await asyncio.to_thread(_read, conf, gateway.config, helped=helped)
     except ConfigError as error:
         _log.error("reload_failed", problems=[str(each) for each in error.problems], detail=_STAYS)
         return False
     except ValueError as error:
         _log.error("reload_failed", problems=[f"{conf}: {error}"], detail=_STAYS)
         return False
+    gateway.use(merged)
     if merged.restart:
         detail = f"{', '.join(merged.restart)} changed in {conf} and needs a restart; it stays as it was until then"
         _log.warning("needs_restart", sections=list(merged.restart), detail=detail)
     _log.info("reloaded", changed=list(merged.changed))
     return True
+
+
+def _read(conf: Path, running: Config, *, helped: bool) -> Merged:
+    return merge(running, load(conf), helped=helped)
 
 
 _STAYS = "the config that ran before stays"

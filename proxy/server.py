@@ -23,7 +23,7 @@ from proxy.listeners.marks import Marks
 from proxy.listeners.quic import Alarms
 from proxy.pipeline import VERSION, Pipeline
 from proxy.protocols.quic import server_configuration
-from proxy.reload import Merged, merge, reload
+from proxy.reload import Merged, reload
 from proxy.telemetry import logs
 from proxy.telemetry.admin import AdminServer
 from proxy.telemetry.finished import Telemetry
@@ -100,16 +100,11 @@ class Gateway:
             _log.info("listening", listener=door.name, addresses=[f"{host}:{port}" for host, port in door.bound])
         _log.info("admin_listening", address="{}:{}".format(*self.admin))
 
-    def use(self, read: Config) -> Merged:
-        """Change over to another config as far as that can be, between one packet and the next.
-
-        ValueError: it cannot, and nothing has changed.
-        """
-        merged = merge(self._config, read)
-        config, classes = merged.config, class_table(merged.config.classes)
-        policy = config.policy()
+    def use(self, merged: Merged) -> None:
+        """Change over to another config, between one packet and the next."""
+        config, classes = merged.config, merged.policy.classes
         # Nothing below waits or fails, so nobody sees the one without the other.
-        self.pipeline.policy = policy
+        self.pipeline.policy = merged.policy
         self.marks.replace(classes, _ceilings(config))
         for gate in self._gates.values():
             gate.use_classes(classes)
@@ -118,7 +113,6 @@ class Gateway:
             logs.configure(config.log.format, config.log.level)
             self._telemetry.use_log_level()
         self._config = config
-        return merged
 
     async def drain(self, *, longest_s: float = DRAIN_S) -> None:
         """GOAWAY, refuse what is new, finish what is in flight; give up after `longest_s`."""
@@ -206,7 +200,7 @@ async def _reloads(gateway: Gateway, keeping: keeper.Keeper | None, conf: Path |
         if conf is None:
             _log.warning("reload_failed", problems=[], detail="this gateway was not started from a file")
             continue
-        if await reload(conf, gateway) and keeping is not None:
+        if await reload(conf, gateway, helped=keeping is not None) and keeping is not None:
             keeping.use_policy(gateway.config.link_policy())
 
 

@@ -98,8 +98,9 @@ class Policy:
         class_from: Networks = (),
     ) -> None:
         self.classes = classes
+        matcher = lru_cache(maxsize=None)(_matcher)  # a pattern is compiled once, not for every door and trust
         self._doors = {
-            listener: tuple(_door(classes, rules, listener, ceiling, trust) for trust in range(4))
+            listener: tuple(_door(classes, rules, matcher, listener, ceiling, trust) for trust in range(4))
             for listener, ceiling in max_class.items()
         }
         self._trust = lru_cache(maxsize=_CLIENTS)(partial(_trust, tuple(dscp_from), tuple(class_from)))
@@ -179,14 +180,19 @@ def _by_hint(facts: Facts, door: _Door) -> Verdict:
     return door.unheeded
 
 
-def _door(classes: ClassTable, rules: Sequence[Rule], listener: str, ceiling: TrafficClass, trust: int) -> _Door:
+def _door(
+    classes: ClassTable,
+    rules: Sequence[Rule],
+    matcher: Callable[[str | None], Callable[[str], object] | None],
+    listener: str,
+    ceiling: TrafficClass,
+    trust: int,
+) -> _Door:
     believes_class, believes_dscp = bool(trust & _BELIEVES_CLASS), bool(trust & _BELIEVES_DSCP)
     verdict = partial(_verdict, ceiling, listener, believes_class)
     ranks = tuple(classes)
     prepared = [
-        _PreparedRule(
-            _matcher(rule.path), _matcher(rule.model), rule.dscp, verdict(rule.traffic_class, str(rule), place)
-        )
+        _PreparedRule(matcher(rule.path), matcher(rule.model), rule.dscp, verdict(rule.traffic_class, str(rule), place))
         for place, rule in enumerate(rules)
         if rule.listener in (None, listener) and (rule.dscp is None or believes_dscp)
     ]

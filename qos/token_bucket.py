@@ -24,7 +24,7 @@ class TokenBucket:
         return max(0.0, (min(count, self._burst) - self._tokens) / self.rate)
 
     def take(self, count: int, now: float) -> None:
-        """`count` bytes go now. Those that did not wait leave a debt, for which the next ones wait."""
+        """`count` bytes go now. More than there are leave a debt, for which the next ones wait."""
         self._fill(now)
         self._tokens -= count
 

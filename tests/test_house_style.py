@@ -52,7 +52,6 @@ SHELLS = {
     "backends/messages.py": "words without code",
     "proxy/arrival.py": "words without code",
     "qos/selftest/lab.py": "namespaces: tests/integration/test_selftest.py",
-    "qos/selftest/traffic.py": "sockets in namespaces: tests/integration/test_selftest.py",
     "qos/selftest/trial.py": "runs both: tests/integration/test_selftest.py",
 }
 

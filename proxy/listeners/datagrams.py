@@ -66,9 +66,10 @@ class DatagramExchanges:
         now = self._clock()
         match self._server.receive(datagram, peer, now):
             case Send(datagrams, class_name):
-                if self.connection is not None and class_name is not None:
-                    self.connection.charge(class_name, sum(map(len, datagrams)))
-                self.send(datagrams, peer, class_name, dscp)
+                if self._spares(datagrams, class_name):
+                    self.send(datagrams, peer, class_name, dscp)
+                else:
+                    self._counts["policed"] += 1
             case Message() as message:
                 self._begin(message, client, dscp, Timeline(message.began, rtt_s=rtt_s))
             case Cancelled(key):
@@ -84,6 +85,12 @@ class DatagramExchanges:
     def cancel_all(self) -> None:
         """The peer, or the socket, is gone."""
         self._exchanges.cancel_all()
+
+    def _spares(self, datagrams: list[bytes], class_name: str | None) -> bool:
+        """Whether a kept reply may go once more."""
+        if self.connection is None or class_name is None:
+            return True
+        return self.connection.spares(class_name, sum(map(len, datagrams)))
 
     def _begin(self, message: Message, client: str, dscp: int, timeline: Timeline) -> None:
         arrival = inference(

@@ -13,7 +13,7 @@ from proxy.arrival import Answered, Arrival, Walk
 from proxy.listeners.exchanges import Exchanges
 from proxy.listeners.marks import slices
 from proxy.listeners.quic import WRITE_AHEAD, Peer
-from proxy.protocols.answers import refusal_answer, reply_head
+from proxy.protocols.answers import HeadFields, refusal_answer, reply_head
 from proxy.protocols.fields import RequestHead
 from proxy.protocols.h3 import BadHead, DataReceived, ErrorCode, HeadReceived, Http3
 from proxy.protocols.http_arrival import Origin, arrival
@@ -141,13 +141,10 @@ class Http3Responder:
     async def reply(self, reply: Reply, answered: Answered) -> None:
         answered.arrival.timeline.rtt_s = self._peer.quic.round_trip_s
         status, fields = reply_head(reply, answered)
-        if self._head_only:
-            # RFC 9110 section 8.6 lets us leave it out, and aioquic's client takes it for a promise of bytes.
-            fields = [each for each in fields if each[0] != b"content-length"]
-        section = [(b":status", b"%d" % status), *fields]
+        section = self._section(status, fields)
         self._head_sent = True
         class_name, body = answered.traffic_class.name, reply.body
-        if isinstance(body, bytes) and not self._peer.polices(class_name):
+        if isinstance(body, bytes) and not self._peer.polices(class_name, len(body)):
             answered.bytes_out = len(body)
             self._http.send_reply(self._stream_id, section, b"" if self._head_only else body, ended=True)
             self._peer.touch()
@@ -155,9 +152,9 @@ class Http3Responder:
         self._http.send_reply(self._stream_id, section, b"", ended=False)
         self._peer.touch()
         async for chunk in slices(body) if isinstance(body, bytes) else body:
-            await self._peer.admit(class_name, len(chunk))
             answered.bytes_out += len(chunk)
             if not self._head_only:
+                await self._peer.admit(class_name, len(chunk))
                 self._http.send_body(self._stream_id, chunk, ended=False)
                 self._peer.touch()
                 await self._peer.room(self._stream_id, WRITE_AHEAD)
@@ -170,9 +167,15 @@ class Http3Responder:
             self._http.abort(self._stream_id, ErrorCode.H3_INTERNAL_ERROR)
         else:
             status, fields, body = refusal_answer(refusal, answered)
-            section = [(b":status", b"%d" % status), *fields]
+            section = self._section(status, fields)
             self._http.send_reply(self._stream_id, section, b"" if self._head_only else body, ended=True)
         self._peer.touch()
+
+    def _section(self, status: int, fields: HeadFields) -> HeadFields:
+        if self._head_only:
+            # RFC 9110 section 8.6 lets us leave it out, and aioquic's client takes it for a promise of bytes.
+            fields = [each for each in fields if each[0] != b"content-length"]
+        return [(b":status", b"%d" % status), *fields]
 
 
 def _length_mismatch(received: int, declared: int | None, *, ended: bool) -> Refused | None:

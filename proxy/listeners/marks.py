@@ -67,23 +67,39 @@ class Marks:
         """Whether replies of a class ride the mark of a higher one that limits them."""
         return self._policed_by(mark, served) is not None
 
+    def may_police(self, mark: ConnectionMark, served: str) -> bool:
+        """Whether they yet may: the connection's mark can still rise to one with a limit, before a reply is out."""
+        if mark.carried is None or mark.raised:
+            return False
+        rank = min(self._rank(mark.carried), self._rank(served))
+        return any(each.police is not None and each.rank < rank for each in self._classes)
+
     async def admit(self, mark: ConnectionMark, served: str, count: int) -> None:
         """Wait until `count` reply bytes of a class may ride this connection's mark. The caller owns the deadline."""
         policed = self._policed_by(mark, served)
         if policed is None:
             return
         async with policed.turn:  # one after another: the first to come waits for its own bytes alone
-            while (wait_s := policed.bucket.wait_s(count, self._clock())) > 0:
+            # Asked before each sleep: when a reload has lifted this limit, or set another one, which the next bytes
+            # will meet, all who wait go at once, and not one every _LOOK_AGAIN_S.
+            while self._policed_by(mark, served) is policed:
+                wait_s = policed.bucket.wait_s(count, self._clock())
+                if wait_s <= 0:
+                    break
                 await asyncio.sleep(min(wait_s, _LOOK_AGAIN_S))
-                if self._policed_by(mark, served) is not policed:
-                    break  # a reload has lifted this limit, or set another one, which the next bytes will meet
             policed.bucket.take(count, self._clock())
 
-    def charge(self, mark: ConnectionMark, served: str, count: int) -> None:
-        """Reply bytes that cannot wait: those that can wait for them."""
+    def spares(self, mark: ConnectionMark, served: str, count: int) -> bool:
+        """Whether reply bytes that do not wait may go now. They overtake nobody who waits, and leave no debt: else one
+        client that asks for a kept reply again and again would hold up everybody's."""
         policed = self._policed_by(mark, served)
-        if policed is not None:
-            policed.bucket.take(count, self._clock())
+        if policed is None:
+            return True
+        now = self._clock()
+        if policed.turn.locked() or policed.bucket.wait_s(count, now) > 0:
+            return False
+        policed.bucket.take(count, now)
+        return True
 
     def _policed_by(self, mark: ConnectionMark, served: str) -> _Policed | None:
         if mark.carried is None or mark.carried == served:

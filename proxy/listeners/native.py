@@ -218,7 +218,7 @@ class _StreamResponder:
         class_name, body = answered.traffic_class.name, reply.body
         length = len(body) if isinstance(body, bytes) else UNTIL_FIN
         head = encode(reply_header(self._request_id, reply, answered, length=length))
-        if isinstance(body, bytes) and not self._peer.polices(class_name):
+        if isinstance(body, bytes) and not self._peer.polices(class_name, len(body)):
             answered.bytes_out = len(body)
             self._write(head + body, ended=True)
             return

@@ -146,17 +146,21 @@ class Peer:
         """One of its requests got its class."""
         self.listener.marks.judged(self.mark, traffic_class)
 
-    def polices(self, class_name: str) -> bool:
-        """Whether replies of this class have to ask for admission."""
-        return self.listener.marks.polices(self.mark, class_name)
+    def polices(self, class_name: str, count: int) -> bool:
+        """Whether a reply of this class has to ask for admission. A long one that need not yet is written ahead no
+        further than others: else all of it would ride the mark of a request that comes after it."""
+        marks = self.listener.marks
+        if count > WRITE_AHEAD and marks.may_police(self.mark, class_name):
+            return True
+        return marks.polices(self.mark, class_name)
 
     async def admit(self, class_name: str, count: int) -> None:
         """Wait until so many reply bytes of a class may ride the connection's mark. The caller owns the deadline."""
         await self.listener.marks.admit(self.mark, class_name, count)
 
-    def charge(self, class_name: str, count: int) -> None:
-        """Count reply bytes that go at once."""
-        self.listener.marks.charge(self.mark, class_name, count)
+    def spares(self, class_name: str, count: int) -> bool:
+        """Whether so many reply bytes of a class, which do not wait, may ride the connection's mark now."""
+        return self.listener.marks.spares(self.mark, class_name, count)
 
     async def room(self, stream_id: int, most: int) -> None:
         """Wait until at most `most` bytes of a stream are unacknowledged. The caller owns the deadline."""

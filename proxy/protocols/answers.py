@@ -12,7 +12,7 @@ from inferlane.errors import Refused
 from proxy.arrival import Answered
 from qos.timeline import Timeline
 
-__all__ = ["problem", "refusal_answer", "reply_head", "server_timing"]
+__all__ = ["HeadFields", "problem", "refusal_answer", "reply_head", "server_timing"]
 
 HeadFields = list[tuple[bytes, bytes]]
 

@@ -8,6 +8,7 @@ probes. A probe's arrival is the kernel's own time stamp (SO_TIMESTAMPNS, socket
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import struct
 import subprocess
@@ -17,6 +18,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import qos
 
 __all__ = ["Flood", "Probe", "flood", "probing"]
 
@@ -60,9 +64,11 @@ def flood(wanted: Flood, sock: socket.socket) -> Iterator[None]:
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, wanted.dscp << 2)
     arguments = [wanted.kind, str(sock.fileno()), str(wanted.rate), str(wanted.seconds)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "qos.selftest.traffic", *arguments],
+        # -P: never import from the directory that somebody happened to start us in.
+        [sys.executable, "-P", "-m", "qos.selftest.traffic", *arguments],
         pass_fds=[sock.fileno()],
         stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(qos.__path__[0]).parent)},
     )
     try:
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["CONFIG_NAMES", "Capabilities", "LinkFacts"]
+__all__ = ["CONFIG_NAMES", "Capabilities", "LinkFacts", "config_for"]
 
 CONFIG_NAMES = {
     "htb": "CONFIG_NET_SCH_HTB",
@@ -27,6 +27,16 @@ CONFIG_NAMES = {
 """What a kernel is built with (=m or =y) to have each kind."""
 
 
+def config_for(kind: str, said: str) -> str:
+    """What a kernel that said this about a kind lacks; empty where that would not help, or nobody knows."""
+    return "" if _denied(said) else CONFIG_NAMES.get(kind, "")
+
+
+def _denied(said: str) -> bool:
+    """Whether the kernel has it, and this process may not use it: the remedy is said then."""
+    return "CAP_" in said
+
+
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Answers of one kernel in one namespace. Each maps a kind to "" where it works, else to what the kernel said."""
 
@@ -41,13 +51,18 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Whether sendmsg takes SO_PRIORITY (Linux 6.14)."""
     fq_bands: bool = False
     """Whether fq has bands by packet priority (Linux 6.7)."""
+    nftables: str = ""
+    """Why no nftables table can be made, with the remedy; "" where nothing is known to be in the way."""
 
     def lacks(self, kind: str) -> str | None:
         """None where the kernel has this kind, else why not, with the config option that gives it."""
         said = {**self.qdiscs, **self.classifiers, **self.actions, "ifb": self.ifb, "clsact": self.clsact}.get(kind)
         if said == "":
             return None
-        remedy = f"; {CONFIG_NAMES[kind]}=m gives it" if kind in CONFIG_NAMES else ""
+        if said is not None and _denied(said):
+            return f"{kind}: {said}"
+        option = config_for(kind, said or "")
+        remedy = f"; {option}=m gives it" if option else ""
         return f"{kind}: not in this kernel ({self.kernel}: {said or 'not asked'}){remedy}"
 
 

@@ -12,9 +12,12 @@ import msgspec
 __all__ = [
     "CLSACT",
     "EGRESS_HOOK",
+    "FOREIGN_TABLE",
     "INGRESS_HOOK",
+    "OUR_CHAIN",
     "OUR_FILTERS",
     "OUR_MAJORS",
+    "OUR_TABLE",
     "ROOT",
     "U32",
     "Bfifo",
@@ -56,6 +59,12 @@ OUR_MAJORS = (0x51A, 0x51B)
 """Majors of the root qdiscs that we make: two, because a root changes its kind only under another handle."""
 OUR_FILTERS = range(0x51A0, 0x51B0)
 """Preferences (tc's `pref`) of the filters that we put beside others' at a clsact hook."""
+OUR_TABLE = "inet inferlane"
+"""The nftables table for flows known by their addresses before NAT: its family and its name."""
+OUR_CHAIN = "classify_"
+"""How the name of its one chain begins; what follows is the digest of its rules."""
+FOREIGN_TABLE = "foreign"
+"""Instead of a chain's name: somebody else has a table of that name."""
 
 
 class Htb(msgspec.Struct, frozen=True, tag="htb"):
@@ -272,6 +281,8 @@ class NetworkState(msgspec.Struct, frozen=True, kw_only=True):
     netns: str | None = None
     """Name of the namespace; None: the one we are in."""
     links: tuple[LinkState, ...] = ()
+    table: str = ""
+    """The chain of our nftables table, whose name says what is in it; "": there is none of ours."""
 
     def link(self, name: str) -> LinkState | None:
         """The device of this name, or None."""

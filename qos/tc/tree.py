@@ -8,7 +8,9 @@ import msgspec
 from qos.tc.state import (
     CLSACT,
     EGRESS_HOOK,
+    FOREIGN_TABLE,
     INGRESS_HOOK,
+    OUR_CHAIN,
     OUR_FILTERS,
     ROOT,
     U32,
@@ -20,6 +22,7 @@ from qos.tc.state import (
     NetworkState,
     Qdisc,
     QdiscOptions,
+    Redirect,
     TcClass,
     Unread,
     UnreadClass,
@@ -28,11 +31,13 @@ from qos.tc.state import (
 )
 
 __all__ = [
+    "ALTERED",
     "Tree",
     "at_hook",
     "concerned",
     "foreign_filters",
     "kind_of",
+    "our_table",
     "ours",
     "root_of",
     "same_options",
@@ -43,6 +48,8 @@ __all__ = [
 # Qdiscs whose classes somebody made; those of others (prio's bands, fq_codel's flows) come and go by themselves.
 _WITH_CLASSES = {"htb", "hfsc", "drr", "qfq"}
 _HOOKS_MAJOR = CLSACT >> 16
+ALTERED = " (altered)"
+"""Behind the name of a table's chain: what is in it is no longer what we put there."""
 
 
 def kind_of(options: QdiscOptions | ClassOptions | FilterOptions) -> str:
@@ -78,7 +85,13 @@ def foreign_filters(link: LinkState) -> bool:
 
 def ours(state: NetworkState) -> NetworkState:
     """What we made: our roots with all below them, our filters at the hooks, and clsact unless only others use it."""
-    return msgspec.structs.replace(state, links=tuple(_part(each, adopt=False, clsact=False) for each in state.links))
+    links = tuple(_part(each, adopt=False, clsact=False) for each in state.links)
+    return msgspec.structs.replace(state, links=links, table=our_table(state.table))
+
+
+def our_table(table: str) -> str:
+    """A state's nftables table if it is ours, else ""."""
+    return "" if table == FOREIGN_TABLE else table
 
 
 def concerned(observed: NetworkState, desired: NetworkState) -> NetworkState:
@@ -89,7 +102,7 @@ def concerned(observed: NetworkState, desired: NetworkState) -> NetworkState:
         part = _part(each, adopt=wanted is not None and root_of(wanted) is not None, clsact=True)
         sized = each.ifb_for is not None or (wanted is not None and wanted.gso_max_size is not None)
         links.append(msgspec.structs.replace(part, gso_max_size=each.gso_max_size if sized else None))
-    return msgspec.structs.replace(observed, links=tuple(links))
+    return msgspec.structs.replace(observed, links=tuple(links), table=our_table(observed.table))
 
 
 def wanted(link: LinkState) -> LinkState:
@@ -98,10 +111,19 @@ def wanted(link: LinkState) -> LinkState:
 
 
 def snapshot(observed: NetworkState, desired: NetworkState) -> NetworkState:
-    """What `concerned` says, as it can be put back: the kernel numbers a u32 filter that returns anew."""
+    """What `concerned` says, as it can be put back: a u32 filter is numbered anew, a table is whole or not there."""
     part = concerned(observed, desired)
-    links = (msgspec.structs.replace(each, filters=tuple(map(_renumbered, each.filters))) for each in part.links)
-    return msgspec.structs.replace(part, links=tuple(links))
+    links = (
+        msgspec.structs.replace(each, filters=tuple(map(_renumbered, filter(_leads_somewhere, each.filters))))
+        for each in part.links
+    )
+    table = part.table.removesuffix(ALTERED)
+    return msgspec.structs.replace(part, links=tuple(links), table="" if table == OUR_CHAIN else table)
+
+
+def _leads_somewhere(each: Filter) -> bool:
+    """Not so a redirection to an IFB that is gone or down: nobody could make it, nor want it back."""
+    return not isinstance(each.options, Redirect) or each.options.to != ""
 
 
 def _renumbered(each: Filter) -> Filter:

@@ -44,6 +44,10 @@ class FailingKernel(Kernel):
         self._change()
         super().delete_link(name)
 
+    def set_table(self, transaction: str) -> None:
+        self._change()
+        super().set_table(transaction)
+
     def set_gso_max_size(self, name: str, size: int) -> None:
         self._change()
         super().set_gso_max_size(name, size)

@@ -16,10 +16,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from qos.tc.capabilities import LinkFacts
+from qos.tc.design.nft import chain_name
 from qos.tc.errors import KernelError
 from qos.tc.kernel.statistics import Counters
 from qos.tc.state import (
     EGRESS_HOOK,
+    FOREIGN_TABLE,
     INGRESS_HOOK,
     ROOT,
     U32,
@@ -60,6 +62,7 @@ class FakeDevice:
     name: str
     ifb_for: str | None = None
     gso_max_size: int | None = 65536
+    mtu: int = 1500
     qdiscs: dict[int, Qdisc] = field(default_factory=dict)
     classes: dict[int, TcClass] = field(default_factory=dict)
     filters: list[Filter] = field(default_factory=list)
@@ -115,6 +118,9 @@ class FakeKernel:
     def __init__(self, *devices: FakeDevice, netns: str | None = None) -> None:
         self.netns = netns
         self.devices = {each.name: each for each in devices}
+        self.table = ""
+        self.nft_says = ""
+        """Against any transaction."""
         self.calls = 0
         self.lost = 0
         self.fails: Callable[[int], bool] = lambda _: False
@@ -128,6 +134,7 @@ class FakeKernel:
     def of(cls, state: NetworkState) -> FakeKernel:
         """As if somebody had made this state."""
         kernel = cls(netns=state.netns)
+        kernel.table = state.table
         for link in state.links:
             device = FakeDevice(link.name, link.ifb_for, link.gso_max_size)
             device.qdiscs = {each.handle: each for each in link.qdiscs if not isinstance(each.options, Clsact)}
@@ -157,7 +164,7 @@ class FakeKernel:
                 name=name,
                 index=2 + index,
                 up=True,
-                mtu=1500,
+                mtu=each.mtu,
                 tx_queues=1,
                 gso_max_size=each.gso_max_size or 65536,
                 kind="ifb" if each.ifb_for else "veth",
@@ -166,8 +173,9 @@ class FakeKernel:
         }
 
     def observe(self, names: Collection[str]) -> NetworkState:
-        seen = [each.state() for each in self.devices.values() if each.name in names or each.ifb_for is not None]
-        return NetworkState(netns=self.netns, links=tuple(seen))
+        apart = {None, *(each for each in self.devices if each not in names)}
+        seen = [each.state() for each in self.devices.values() if each.name in names or each.ifb_for not in apart]
+        return NetworkState(netns=self.netns, links=tuple(seen), table=self.table)
 
     def counters(self, device: str) -> dict[int, Counters]:
         return {handle: Counters(backlog_packets=packets) for handle, packets in self.backlogs(device).items()}
@@ -200,6 +208,16 @@ class FakeKernel:
     def set_gso_max_size(self, name: str, size: int) -> None:
         if self._takes_effect():
             self._device(name).gso_max_size = size
+
+    def set_table(self, transaction: str) -> None:
+        if self.table == FOREIGN_TABLE:
+            raise refuse(errno.EEXIST, "it is not ours")
+        if self._takes_effect():
+            self.table = chain_name(transaction)
+
+    def table_refusal(self, transaction: str) -> str:
+        del transaction
+        return self.nft_says
 
     def add(self, device: str, subject: Any, *, fd: int | None = None) -> None:
         self._do("add", device, subject, fd)

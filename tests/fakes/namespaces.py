@@ -17,7 +17,7 @@ import shlex
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +101,8 @@ def alone(part: str) -> Iterator[Host]:
     """One namespace with `eth0`, whose other end is in it too, as `peer0`: for what needs no traffic."""
     with _namespace(part, "only") as only:
         host = Ends(1).host(only.name, 1)
-        _quietly("ip", "-n", only.name, "link", "add", "eth0", *_ONE_QUEUE, "type", "veth", "peer", "name", "peer0")
-        _set_up(host, "eth0", host.v4, host.v6)
-        only.ip("link set peer0 up")
+        made = f"link add eth0 {_ONE_QUEUE} type veth peer name peer0"
+        _set_up(host, "eth0", host.v4, host.v6, before=[made, "link set peer0 up"])
         yield host
 
 
@@ -147,7 +146,7 @@ def routed(
         yield client, router, server
 
 
-_ONE_QUEUE = ("numtxqueues", "1", "numrxqueues", "1")  # else as many as the machine has CPUs
+_ONE_QUEUE = "numtxqueues 1 numrxqueues 1"  # else as many as the machine has CPUs
 
 
 @contextmanager
@@ -156,24 +155,29 @@ def _namespace(part: str, role: str) -> Iterator[Host]:
     _quietly("ip", "netns", "add", name)
     try:
         host = Host(name)
+        host.call(_ask_nobody)
         host.ip("link set lo up")
-        # Of devices made from now on: no waiting for an address to be found unique, no questions to routers.
-        host.run("sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.default.router_solicitations=0")
         yield host
     finally:
         _quietly("ip", "netns", "del", name)
 
 
+def _ask_nobody() -> None:
+    """Of devices made from now on: no waiting for an address to be found unique, no questions to routers."""
+    for name in ("accept_dad", "router_solicitations"):
+        Path("/proc/sys/net/ipv6/conf/default", name).write_text("0")
+
+
 def _join(one: tuple[Host, str], other: tuple[Host, str]) -> None:
     left, right = one[0].name, other[0].name
-    pair = ["add", one[1], *_ONE_QUEUE, "type", "veth", "peer", "name", other[1], "netns", right, *_ONE_QUEUE]
-    _quietly("ip", "-n", left, "link", *pair)
+    Host(left).ip(f"link add {one[1]} {_ONE_QUEUE} type veth peer name {other[1]} netns {right} {_ONE_QUEUE}")
 
 
-def _set_up(host: Host, device: str, v4: str, v6: str) -> None:
-    host.ip(f"link set {device} up")
-    host.ip(f"address add {v4}/24 dev {device}")
-    host.ip(f"address add {v6}/64 dev {device} nodad")
+def _set_up(host: Host, device: str, v4: str, v6: str, *, before: Sequence[str] = ()) -> None:
+    """By one process: to start some takes the tests of a guest more time than all else."""
+    addresses = f"address add {v4}/24 dev {device}", f"address add {v6}/64 dev {device} nodad"
+    lines = "\n".join([*before, f"link set {device} up", *addresses])
+    _quietly("ip", "-n", host.name, "-batch", "-", told=lines)
 
 
 def _enter(namespace: Path) -> None:
@@ -187,7 +191,7 @@ def _enter(namespace: Path) -> None:
         os.close(handle)
 
 
-def _quietly(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LONGEST_S)
+def _quietly(*command: str, told: str = "") -> str:
+    done = subprocess.run(command, input=told, capture_output=True, text=True, check=False, timeout=_LONGEST_S)
     assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr or done.stdout}"
     return done.stdout

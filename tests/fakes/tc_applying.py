@@ -10,7 +10,16 @@ from qos.tc.reconcile.apply import Outcome, apply
 from qos.tc.state import NetworkState
 from tests.fakes.fake_kernel import FakeKernel
 
-PROGRAMS = {"inferlane-1": b"\x95" + bytes(7), "inferlane-2": b"\x95" + bytes(7)}
+_RULE = 'meta priority set 51a:16 accept comment "1 of 1"'
+_TABLE = """table inet inferlane {
+    chain %s {
+        type filter hook postrouting priority mangle; policy accept;
+        %s
+    }
+}
+"""
+TABLES = {name: (_TABLE % (name, _RULE)).encode() for name in ("classify_a", "classify_b")}
+PROGRAMS = {"inferlane-1": b"\x95" + bytes(7), "inferlane-2": b"\x95" + bytes(7), **TABLES}
 
 
 def applied(kernel: FakeKernel, desired: NetworkState, **how: Any) -> Outcome:

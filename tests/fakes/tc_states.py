@@ -32,6 +32,7 @@ from qos.tc.state import (
     UnreadClass,
     UnreadFilter,
 )
+from qos.tc.tree import ALTERED
 
 CLSACT_QDISC = Qdisc(0xFFFF0000, CLSACT, Clsact())
 MINORS = (0x1, 0x2, 0x16, 0x24, 0x30)
@@ -139,7 +140,7 @@ def desired_states(draw: st.DrawFn) -> NetworkState:
     links = [draw(_link("eth0", ifb))]
     if ifb:
         links.append(replace(draw(_link(IFB, False)), ifb_for="eth0"))
-    return NetworkState(links=tuple(links))
+    return NetworkState(links=tuple(links), table=draw(st.sampled_from(["", "classify_a", "classify_b"])))
 
 
 FOREIGN_FILTERS = (
@@ -177,8 +178,11 @@ def observed_states(draw: st.DrawFn) -> NetworkState:
             classes=FOREIGN_TREE.classes,
             filters=FOREIGN_TREE.filters + eth0.filters,
         )
+    altered = ALTERED if state.table and draw(st.booleans()) else ""
     return replace(
-        state, links=tuple(replace(each, gso_max_size=each.gso_max_size or 65536) for each in (eth0, *others))
+        state,
+        links=tuple(replace(each, gso_max_size=each.gso_max_size or 65536) for each in (eth0, *others)),
+        table=state.table + altered,
     )
 
 
@@ -197,7 +201,8 @@ def foreign_part(state: NetworkState, *, root: bool) -> list[object]:
 
 def alike(state: NetworkState, *, clsact: bool = True, gso: bool = True) -> dict[str, object]:
     """A state without what cannot be compared: order, numbers that the kernel gave, an inner class's turn."""
-    return {
+    # What somebody did to a table is not done again for them.
+    return {"table": state.table.removesuffix(ALTERED)} | {
         link.name: (
             link.ifb_for,
             {each for each in link.qdiscs if clsact or each != CLSACT_QDISC},

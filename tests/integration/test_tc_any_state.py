@@ -17,6 +17,7 @@ from qos.tc.state import U32, Bfifo, Cake, Flower, FqCodel, HtbClass, NetworkSta
 from tests.fakes import namespaces
 from tests.fakes.failing_kernel import FailingKernel
 from tests.fakes.namespaces import Host
+from tests.fakes.tc_applying import TABLES
 from tests.fakes.tc_states import desired_states
 
 pytestmark = pytest.mark.needs_root
@@ -63,6 +64,7 @@ def test_any_state_becomes_any_other(
 ) -> None:
     first, second = as_every_kernel_can(one_state, any_host), as_every_kernel_can(other_state, any_host)
     programs = {name: bytes.fromhex("b7000000ffffffff9500000000000000") for name in ("inferlane-1", "inferlane-2")}
+    programs |= TABLES
     with FailingKernel(any_host.name) as kernel:
         outcome = apply(kernel, first, programs=programs)
         assert outcome.failure is None

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import os
-import socket
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import msgspec
@@ -15,24 +13,18 @@ import pytest
 from hypothesis import given
 
 from qos.tc.design.classifier import classify_packet, rule_table
-from qos.tc.design.compile import Compiled, compile_policy
 from qos.tc.design.program import instructions, program_name
 from qos.tc.errors import KernelError
 from qos.tc.kernel.bpf import load, run
-from qos.tc.kernel.netlink import Kernel
-from qos.tc.kernel.probe import probe
-from qos.tc.policy import Flow, LinkClass, LinkPolicy
-from qos.tc.reconcile.apply import apply
+from qos.tc.policy import Flow, LinkClass
 from tests.fakes.link_policies import policy_of
-from tests.fakes.namespaces import Host, joined
 from tests.fakes.packets import frame, frames, ipv4, ipv6, policies, read
+from tests.fakes.shaped_link import ShapedLink, datagrams, shaped_link
 
 pytestmark = pytest.mark.needs_root
 
 HANDLES = {"realtime": 0x51A0016, "interactive": 0x51A0024, "batch": 0x51A0030, "background": 0x51A0042}
 UDP = b"\x00\x35\x13\x88"
-COUNT = 50
-Packets = Callable[[], None]
 
 
 @contextmanager
@@ -107,65 +99,10 @@ def test_what_the_verifier_refuses_is_told_in_its_words():
         load(bytes.fromhex("9500000000000000"), "broken")
 
 
-# Real devices: what is compiled is applied, packets are sent, and the classes' counters tell where they went.
-
-
-class Site:
-    """A host whose `eth0` is shaped, and its neighbour."""
-
-    def __init__(self, host: Host, other: Host, kernel: Kernel) -> None:
-        self.host, self.other, self.kernel = host, other, kernel
-        self.compiled: Compiled | None = None
-
-    def shape(self, policy: LinkPolicy) -> Compiled:
-        """Apply a policy to `eth0`."""
-        self.compiled = compile_policy(
-            policy,
-            None,
-            facts=self.kernel.facts(),
-            capabilities=probe(self.host.name),
-            observed=self.kernel.observe(["eth0"]),
-        )
-        outcome = apply(self.kernel, self.compiled.desired, programs=self.compiled.programs)
-        assert outcome.failure is None and outcome.residual == ()
-        return self.compiled
-
-    def classes_of(self, packets: Packets, *, device: str = "eth0") -> set[str]:
-        """Where they went: a few more are the kernel's own, for neighbours and multicast groups."""
-        before = self._by_class(device)
-        packets()
-        found: set[str] = set()
-        until = time.monotonic() + 10
-        while not found and time.monotonic() < until:
-            after = self._by_class(device)
-            found = {name for name in after if after[name] - before[name] >= COUNT}
-        return found
-
-    def _by_class(self, device: str) -> dict[str, int]:
-        assert self.compiled is not None
-        counted = self.kernel.counters(device)
-        return {
-            self.compiled.labels[device, handle]: each.packets
-            for handle, each in counted.items()
-            if (device, handle) in self.compiled.labels and handle & 0xFFFF
-        }
-
-
-def datagrams(sender: Host, to: Host, dscp: int, *, port: int = 9, version: int = 4) -> None:
-    family, address = (socket.AF_INET, to.v4) if version == 4 else (socket.AF_INET6, to.v6)
-    level, option = (socket.IPPROTO_IP, socket.IP_TOS) if version == 4 else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
-    with sender.socket(family) as opened:
-        opened.setsockopt(level, option, dscp << 2)
-        sent = 0
-        while sent < COUNT:
-            with suppress(ConnectionRefusedError):  # nobody listens there, and says so of an earlier one
-                sent += opened.sendto(b"x", (address, port))
-
-
 @pytest.fixture
-def site() -> Iterator[Site]:
-    with joined("classifier") as (left, right), Kernel(left.name) as kernel:
-        yield Site(left, right, kernel)
+def site() -> Iterator[ShapedLink]:
+    with shaped_link("classifier") as made:
+        yield made
 
 
 FLOW = {"class": "batch", "proto": "udp", "dport": (5000, "6000-6010")}

@@ -114,7 +114,8 @@ def test_what_comes_in_goes_to_an_ifb(host, kernel):
     kernel.add("eth0", HOOKS)
     kernel.add("eth0", TO_IFB)
     assert seen(kernel).filters == (TO_IFB,)
-    ifb = kernel.observe(()).link("ifb-eth0")
+    assert kernel.observe({"peer0"}).link("ifb-eth0") is None
+    ifb = kernel.observe({"eth0"}).link("ifb-eth0")
     assert ifb is not None
     assert (ifb.ifb_for, ifb.qdiscs) == ("eth0", ())
     facts = kernel.facts()["ifb-eth0"]
@@ -301,7 +302,7 @@ def test_a_kernel_is_probed_without_a_trace(host, kernel):
     assert found.lacks("ifb") is None
     assert found.lacks("clsact") is None
     assert found.lacks("u32") is None
-    assert found.qdiscs.keys() == {"htb", "cake", "ets", "fq", "fq_codel", "bfifo"}
+    assert found.qdiscs.keys() == {"htb", "cake", "ets", "fq", "fq_codel", "bfifo", "tbf"}
     assert found.classifiers.keys() == {"u32", "flower", "matchall", "bpf"}
     assert found.actions.keys() == {"mirred", "skbedit"}
 

@@ -249,6 +249,18 @@ def test_at_the_end_it_stays_or_goes_as_configured(place: Place, on_exit: str, s
             gateway.reaches("in_force", 1)
 
 
+def test_a_second_gateway_that_cannot_start_takes_nothing_along(place: Place) -> None:
+    text = CONFIG.replace("127.0.0.1:0", "127.0.0.1:4433", 1) + "safety: {on_exit: release, drift: report}\n"
+    place.qos("apply", text)
+    with place.gateway(text) as gateway:
+        gateway.reaches("in_force", 1)
+        command = f"{sys.executable} -m proxy run {place.config(text)} --state-dir {place.state}"
+        second = subprocess.run(place.host.command(command), capture_output=True, timeout=PATIENCE_S, check=False)
+        assert b"Address already in use" in second.stderr and b"traffic_control_left" in second.stderr
+        assert gateway.shaped()
+    assert not gateway.shaped()
+
+
 def test_a_config_that_was_not_confirmed_waits(place: Place) -> None:
     with place.gateway() as gateway:
         assert "inferlane qos apply" in gateway.program.event("traffic_control_not_confirmed")["detail"]

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from qos.tc.change.ledger import Pending
 from qos.tc.change.scope import Target
 from qos.tc.change.site import Site
 from qos.tc.reconcile.apply import Outcome
 from qos.tc.reconcile.apply import apply as make_steps
 from qos.tc.reconcile.commands import describe
-from qos.tc.state import NetworkState
 
 if TYPE_CHECKING:
     from qos.tc.kernel.netlink import Kernel
@@ -58,7 +59,7 @@ def put_back(site: Site, pending: Pending, kernels: Mapping[str | None, Kernel])
             continue
         present = kernel.facts().keys()
         links = tuple(each for each in state.links if (each.ifb_for or each.name) in present)
-        wanted = NetworkState(netns=state.netns, links=links)
+        wanted = msgspec.structs.replace(state, links=links)
         outcome = make_steps(
             kernel, wanted, programs=pending.programs, to_snapshot=True, clock=site.clock, sleep=site.sleep
         )

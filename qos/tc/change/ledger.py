@@ -18,7 +18,7 @@ import msgspec
 
 from qos.tc.change.ownership import give, make_folder
 from qos.tc.policy import LinkPolicy
-from qos.tc.state import NetworkState, Qdisc
+from qos.tc.state import Filter, NetworkState, Qdisc, TcClass
 
 __all__ = [
     "Baseline",
@@ -98,6 +98,10 @@ class DeviceBaseline(msgspec.Struct, frozen=True, kw_only=True):
     """None: not known, or never lowered."""
     root: Qdisc | None
     """Somebody's root qdisc that we adopted."""
+    qdiscs: tuple[Qdisc, ...] = ()
+    """What hung below it."""
+    classes: tuple[TcClass, ...] = ()
+    filters: tuple[Filter, ...] = ()
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,11 +5,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
 from qos.tc.policy import LinkPolicy
-from qos.tc.state import NetworkState
+from qos.tc.state import (
+    Filter,
+    LinkState,
+    NetworkState,
+    Qdisc,
+    TcClass,
+    Unread,
+    UnreadClass,
+    UnreadFilter,
+)
 
 __all__ = ["PlanFileError", "Planned", "Seen", "planned_of", "seen"]
 
@@ -94,5 +104,25 @@ def planned_of(content: bytes, file: str) -> Planned | None:
 
 def seen(observed: NetworkState, desired: NetworkState) -> Seen:
     """What a plan stands on in one namespace."""
-    content = msgspec.json.encode((observed, desired), order="deterministic")
+    there = msgspec.structs.replace(observed, links=tuple(map(_lasting, observed.links)))
+    content = msgspec.json.encode((there, desired), order="deterministic")
     return Seen(netns=observed.netns, digest=hashlib.sha256(content).hexdigest()[:16])
+
+
+def _lasting(link: LinkState) -> LinkState:
+    """Without what we do not read: others' options hold counters, which move with each packet."""
+    return msgspec.structs.replace(
+        link,
+        qdiscs=tuple(map(_unread, link.qdiscs)),
+        classes=tuple(map(_unread, link.classes)),
+        filters=tuple(map(_unread, link.filters)),
+    )
+
+
+_Object = TypeVar("_Object", Qdisc, TcClass, Filter)
+
+
+def _unread(each: _Object) -> _Object:
+    if not isinstance(each.options, Unread | UnreadClass | UnreadFilter):
+        return each
+    return msgspec.structs.replace(each, options=msgspec.structs.replace(each.options, data=None))

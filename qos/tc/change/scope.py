@@ -19,7 +19,7 @@ from qos.tc.reconcile.backlogs import backlogs
 from qos.tc.reconcile.plan import Step, plan
 from qos.tc.reconcile.survey import netns_of, survey
 from qos.tc.state import Clsact, LinkState, NetworkState, is_our_qdisc
-from qos.tc.tree import foreign_filters, root_of
+from qos.tc.tree import at_hook, foreign_filters, root_of, snapshot
 
 __all__ = ["Target", "namespaces", "target", "way_back", "with_baseline", "with_devices_of", "without_others"]
 
@@ -53,10 +53,11 @@ def target(
     probe: Callable[[str | None], Capabilities],
 ) -> Target:
     """What the policy asks of this namespace. policy None: to give everything back."""
-    before = {each.device: each for each in baseline.devices if each.netns == netns}
+    facts = kernel.facts()
+    before = _by_present_name(baseline, netns, facts)
     named = set() if policy is None else {each.name for each in policy.interfaces if each.netns == netns}
     if policy is None or not named:
-        return _given_back(netns, kernel, before)
+        return _given_back(netns, kernel, facts, before)
     surveyed = survey(policy, netns, kernel, probe(netns))
     facts, extra = surveyed.facts, before.keys() - named
     observed, desired, steps = surveyed.observed, surveyed.compiled.desired, surveyed.steps
@@ -93,13 +94,16 @@ def with_baseline(baseline: Baseline, targets: Iterable[Target]) -> Baseline:
     """The baseline with what these targets are about to change for the first time."""
     kept = {(each.netns, each.device): each for each in baseline.devices}
     for one in targets:
+        before = _by_present_name(baseline, one.netns, one.facts)
         for link in one.observed.links:
             wanted, facts = one.desired.link(link.name), one.facts.get(link.name)
             if link.ifb_for is not None or wanted is None or facts is None:
                 continue
-            known = kept.get((one.netns, link.name))
+            known = before.get(link.name)
             if known is None or known.index != facts.index:
                 known = _untouched(one.netns, link, facts)
+            kept.pop((one.netns, known.device), None)
+            known = msgspec.structs.replace(known, device=link.name)
             kept[one.netns, link.name] = _with_what_goes(known, link, wanted, facts)
     return Baseline(boot_id=baseline.boot_id, devices=tuple(kept.values()))
 
@@ -118,11 +122,22 @@ def way_back(before: NetworkState | None, found: NetworkState) -> NetworkState:
     names = {each.name for each in before.links}
     # An IFB that the interrupted change made for a device that it had found without one was not there before.
     new = [each for each in found.links if each.name not in names and each.ifb_for not in names]
-    return NetworkState(netns=found.netns, links=(*before.links, *new))
+    return msgspec.structs.replace(before, links=(*before.links, *new))
 
 
-def _given_back(netns: str | None, kernel: Kernel, before: Mapping[str, DeviceBaseline]) -> Target:
-    facts = kernel.facts()
+def _by_present_name(
+    baseline: Baseline, netns: str | None, facts: Mapping[str, LinkFacts]
+) -> dict[str, DeviceBaseline]:
+    """What each device had before us: one that was renamed took along all that was made on it."""
+    here = [each for each in baseline.devices if each.netns == netns]
+    known = {each.device for each in here}
+    renamed = {each.index: each.name for each in facts.values() if each.name not in known}
+    return {each.device if each.device in facts else renamed.get(each.index, each.device): each for each in here}
+
+
+def _given_back(
+    netns: str | None, kernel: Kernel, facts: dict[str, LinkFacts], before: Mapping[str, DeviceBaseline]
+) -> Target:
     observed = kernel.observe(before.keys() & facts.keys())
     desired = NetworkState(netns=netns, links=tuple(_originals(observed, before)))
     waiting = backlogs(kernel, {each.name for each in observed.links})
@@ -146,10 +161,19 @@ def _originals(observed: NetworkState, before: Mapping[str, DeviceBaseline]) -> 
 
 
 def _as_before(link: LinkState, before: DeviceBaseline) -> LinkState:
-    qdiscs = [] if before.root is None else [before.root]
+    present = root_of(link)
+    if present is not None and not is_our_qdisc(present):  # what somebody put in the place of ours since is to stay
+        before = msgspec.structs.replace(before, root=None, qdiscs=(), classes=(), filters=())
+    qdiscs = [] if before.root is None else [before.root, *before.qdiscs]
     if before.clsact:
         qdiscs += [each for each in link.qdiscs if isinstance(each.options, Clsact)]
-    return LinkState(name=link.name, qdiscs=tuple(qdiscs), gso_max_size=before.gso_max_size)
+    return LinkState(
+        name=link.name,
+        qdiscs=tuple(qdiscs),
+        classes=before.classes,
+        filters=before.filters,
+        gso_max_size=before.gso_max_size,
+    )
 
 
 def _untouched(netns: str | None, link: LinkState, facts: LinkFacts) -> DeviceBaseline:
@@ -162,14 +186,22 @@ def _untouched(netns: str | None, link: LinkState, facts: LinkFacts) -> DeviceBa
 
 def _with_what_goes(known: DeviceBaseline, link: LinkState, wanted: LinkState, facts: LinkFacts) -> DeviceBaseline:
     """What is not ours and is about to be replaced, remembered once."""
-    gso_max_size, root = known.gso_max_size, root_of(link)
-    if gso_max_size is None and wanted.gso_max_size is not None:
-        gso_max_size = facts.gso_max_size
+    if known.gso_max_size is None and wanted.gso_max_size is not None:
+        known = msgspec.structs.replace(known, gso_max_size=facts.gso_max_size)
+    root = root_of(link)
     if root is None or is_our_qdisc(root) or root_of(wanted) is None:
-        root = known.root
-    return msgspec.structs.replace(known, gso_max_size=gso_max_size, root=root)
+        return known
+    (tree,) = snapshot(NetworkState(links=(link,)), NetworkState(links=(wanted,))).links
+    return msgspec.structs.replace(
+        known,
+        root=root,
+        qdiscs=tuple(each for each in tree.qdiscs if each != root and not isinstance(each.options, Clsact)),
+        classes=tree.classes,
+        filters=tuple(each for each in tree.filters if not at_hook(each)),
+    )
 
 
 def _joined(state: NetworkState, links: Iterable[LinkState]) -> NetworkState:
     known = {each.name for each in state.links}
-    return NetworkState(netns=state.netns, links=(*state.links, *(each for each in links if each.name not in known)))
+    more = tuple(each for each in links if each.name not in known)
+    return msgspec.structs.replace(state, links=state.links + more)

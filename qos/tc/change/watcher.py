@@ -24,6 +24,7 @@ import qos
 from qos.tc.change.ledger import Ledger, LedgerError, Pending, boot_clock
 from qos.tc.change.lock import LOCKS, LockError, lock_file
 from qos.tc.change.making import put_back_unconfirmed
+from qos.tc.change.ownership import give
 from qos.tc.change.site import ChangeError, Site
 from qos.tc.errors import KernelError
 
@@ -141,9 +142,7 @@ def _start(ledger: Ledger, pending: Pending, locks: Path) -> None:
     log = ledger.folder / "watcher.log"
     heard, said = os.pipe()
     try:
-        with log.open("ab") as output:
-            if log.stat().st_size > _LARGEST_LOG:
-                os.ftruncate(output.fileno(), 0)
+        with os.fdopen(_opened(log), "ab") as output:
             process = subprocess.Popen(
                 [*command(ledger, pending, locks=locks), "--ready", str(said)],
                 stdin=subprocess.DEVNULL,
@@ -166,6 +165,15 @@ def _start(ledger: Ledger, pending: Pending, locks: Path) -> None:
         os.close(heard)
         if said >= 0:
             os.close(said)
+
+
+def _opened(log: Path) -> int:
+    """The folder may be another user's, who must not lead root elsewhere by a link."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    if os.fstat(descriptor).st_size > _LARGEST_LOG:
+        os.ftruncate(descriptor, 0)
+    give(descriptor, log.parent)
+    return descriptor
 
 
 def _heard(descriptor: int) -> bytes:

@@ -15,7 +15,17 @@ import msgspec
 from qos.dscp import dscp_name
 from qos.tc.policy import Flow, LinkPolicy
 
-__all__ = ["Packet", "Ranges", "Rule", "RuleTable", "Verdict", "classify_packet", "explain_packet", "rule_table"]
+__all__ = [
+    "Packet",
+    "Ranges",
+    "Rule",
+    "RuleTable",
+    "Verdict",
+    "classify_packet",
+    "explain_packet",
+    "merged",
+    "rule_table",
+]
 
 Ranges = tuple[tuple[int, int], ...]
 """First and last port of each, sorted, none touching another; empty: any port."""
@@ -95,13 +105,14 @@ def _flow(place: int, flow: Flow) -> Rule:
         proto=flow.proto,
         src=flow.src,
         dst=flow.dst,
-        sport=_merged(flow.sport),
-        dport=_merged(flow.dport),
+        sport=merged(flow.sport),
+        dport=merged(flow.dport),
         dscp=flow.dscp,
     )
 
 
-def _merged(ports: Iterable[tuple[int, int]]) -> Ranges:
+def merged(ports: Iterable[tuple[int, int]]) -> Ranges:
+    """Ranges of ports, sorted, none touching another."""
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ports):
         if merged and first <= merged[-1][1] + 1:

@@ -24,6 +24,7 @@ from qos.tc.design.choices import (
 )
 from qos.tc.design.classifier import RuleTable, rule_table
 from qos.tc.design.engines import LOSSES, Queues, cake, ets, fq, htb, most_split
+from qos.tc.design.nft import chain_name, early_flows, early_handles, ingress_loss, obstacle, ruleset
 from qos.tc.design.packet_filters import flower_filters, u32_filters
 from qos.tc.design.program import MOST_INSTRUCTIONS, instructions, program_name
 from qos.tc.design.shape import Link, byte_rate, is_slow, longest_train
@@ -61,7 +62,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
 
     desired: NetworkState
     programs: dict[str, bytes]
-    """The instructions of each classifier, by the name that its filter has."""
+    """The instructions of each classifier, by the name that its filter has; the nftables table's text, by its chain."""
     labels: dict[tuple[str, int], str]
     """(device, handle of a tc class or of its qdisc) -> the class's name."""
     notes: tuple[Note, ...]
@@ -98,9 +99,11 @@ def compile_policy(
             compiling.add(f"interfaces[{place}] {interface.name}", interface, missing_ok=missing_ok)
     if compiling.errors:
         raise CannotKeepError("\n".join(compiling.errors))
+    text = ruleset(policy, compiling.early)
+    table = {chain_name(text): text.encode()} if text else {}
     return Compiled(
-        desired=NetworkState(netns=netns, links=tuple(compiling.links)),
-        programs=compiling.programs,
+        desired=NetworkState(netns=netns, links=tuple(compiling.links), table=chain_name(text)),
+        programs=compiling.programs | table,
         labels=compiling.labels,
         notes=tuple(compiling.notes),
     )
@@ -120,6 +123,8 @@ class _Compiling:
         self.labels: dict[tuple[str, int], str] = {}
         self.notes: list[Note] = []
         self.errors: list[str] = []
+        self.early: dict[str, dict[str, int]] = {}
+        self._early_flows = early_flows(policy)
         self._names: dict[tuple[int, ...], str] = {}
 
     def add(self, where: str, interface: Interface, *, missing_ok: bool) -> None:
@@ -137,11 +142,25 @@ class _Compiling:
         notes: list[Note] = [Note("warning", where, text) for text in link_warnings(interface, facts)]
         choice = chosen_engine(interface, facts, self.capabilities)
         notes += (Note(severity, where, text) for severity, text in choice.notes)
+        self._early(where, interface, choice, notes)
         if choice.name == "marks":
             self.links.append(LinkState(name=interface.name))
         elif self._root_is_free(where, interface):
             self._shape(where, interface, facts, choice, notes)
         self._keep(interface, notes)
+
+    def _early(self, where: str, interface: Interface, choice: Choice, notes: list[Note]) -> None:
+        """Whether flows before NAT are seen on this device."""
+        if not self._early_flows:
+            return
+        said = obstacle(interface, choice.name, lacks=self.capabilities.nftables, table=self.observed.table)
+        if said is None:
+            self.early[interface.name] = {}  # until it has queues
+        else:
+            severity, why = said
+            notes.append(Note(severity, where, f"{self._early_flows}: not classified by addresses before NAT: {why}"))
+        if interface.ingress is not None and choice.name != "marks":
+            notes.append(Note("warning", where, ingress_loss(self._early_flows)))
 
     def _keep(self, interface: Interface, notes: list[Note]) -> None:
         self.notes += notes
@@ -170,6 +189,8 @@ class _Compiling:
         if queues.sharing and not choice.fell_back:
             text = LOSSES[choice.name].format(sharing=queues.sharing)
             notes.append(Note("degraded", where, f"engine {choice.name}: {text}"))
+        if interface.name in self.early:
+            self.early[interface.name] = early_handles(state.qdiscs[0].handle, queues.handles)
         ours = present is not None and any(map(is_our_qdisc, present.qdiscs))
         state = msgspec.structs.replace(state, gso_max_size=longest_train(link, ours=ours))
         if interface.ingress is not None:
@@ -201,6 +222,13 @@ class _Compiling:
         ifb, _ = self._device(f"{where} ingress", name, link, choice, notes)
         self.links.append(msgspec.structs.replace(ifb, ifb_for=interface.name))
         redirect = Filter(INGRESS_HOOK, OUR_FILTERS[0], _ALL_PROTOCOLS, 0, Redirect(name))
+        later = sorted({each.pref for each in self._strangers_at_ingress(interface.name) if each.pref > redirect.pref})
+        if later:
+            text = (
+                f"filters that are not ours, with pref {', '.join(map(str, later))} at its ingress hook, will see "
+                f"nothing: packets leave for {name} at pref {redirect.pref}; give those that must see them a lower one"
+            )
+            notes.append(Note("warning", where, text))
         qdiscs = state.qdiscs
         if _CLSACT_QDISC not in qdiscs and not self._has_ingress(interface.name):
             qdiscs = (*qdiscs, _CLSACT_QDISC)
@@ -227,6 +255,11 @@ class _Compiling:
     def _ifb_is_ours(self, name: str, interface: Interface) -> bool:
         known = self.observed.link(name)
         return name not in self.facts or (known is not None and known.ifb_for == interface.name)
+
+    def _strangers_at_ingress(self, device: str) -> list[Filter]:
+        link = self.observed.link(device)
+        filters = () if link is None else link.filters
+        return [each for each in filters if each.parent == INGRESS_HOOK and each.pref not in OUR_FILTERS]
 
     def _has_ingress(self, device: str) -> bool:
         """Whether somebody's `ingress` qdisc is where clsact would be; its hook for what comes in is the same."""

@@ -34,7 +34,9 @@ _BURST_S = 1e-3
 TRAIN_S = 0.5e-3
 """Longest a train of packets may hold the link: a 43-packet train cost a realtime probe 24 ms at 20 Mbit/s."""
 _LEAST_RATE = 1000
-"""Bytes per second: 8 kbit/s, below which one packet takes seconds."""
+"""Bytes per second of a link: 8 kbit/s, below which one packet takes seconds."""
+_LONGEST_DEBT_S = 60
+"""HTB forgets what a class owes beyond (mbuffer in net/sched/sch_htb.c), so no packet may take longer at its rate."""
 _MOST_RATE = 2**60
 _GSO_MAX = 65536
 _SPLITTER_RATE = 4_000_000_000
@@ -73,7 +75,7 @@ def byte_rate(bits_per_s: float) -> int:
 
 def htb_class(link: Link, *, share: float, ceiling: float, prio: int) -> HtbClass:
     """A class with its part of the link."""
-    rate = max(_LEAST_RATE, int(link.rate * share))
+    rate = max(link.packet // _LONGEST_DEBT_S + 1, int(link.rate * share))
     ceil = max(rate, int(link.rate * ceiling))
     return HtbClass(
         rate=rate,

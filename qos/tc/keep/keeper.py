@@ -22,6 +22,7 @@ from qos.tc.change.ledger import Ledger
 from qos.tc.change.lock import LOCKS, lock_file
 from qos.tc.change.site import Site
 from qos.tc.errors import KernelError
+from qos.tc.keep.company import Company
 from qos.tc.keep.keeping import Timetable
 from qos.tc.keep.messages import (
     LONGEST_REPORT,
@@ -188,7 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ledger = Ledger(given.state_dir.absolute() / "qos")
     # Not root, but the owner of the unit's RuntimeDirectory=: root's commands take the same locks.
     locks = LOCKS if os.geteuid() == 0 or os.access(LOCKS, os.W_OK) else ledger.folder
-    return Keeper(sock, Vigil(Site(ledger=ledger, lock_of=partial(lock_file, folder=locks)))).run()
+    site = Site(ledger=ledger, lock_of=partial(lock_file, folder=locks))
+    company = Company(ledger.folder / "keepers")
+    return Keeper(sock, Vigil(site, alone=company.alone)).run()
 
 
 if __name__ == "__main__":

@@ -24,15 +24,17 @@ class Readings:
 
     def __init__(self) -> None:
         self._last: dict[tuple[str, int], Counters] = {}
-        self._sums: dict[tuple[str, int], Counters] = {}
+        # By class name, too: in another policy a handle may be another class's, which did not send what this one sent.
+        self._sums: dict[tuple[str, int, str], Counters] = {}
 
     def read(self, device: str, counters: Mapping[int, Counters], labels: Labels) -> None:
         """The counters of a device, by handle, as they are now."""
-        for labelled in labels:
+        for labelled, name in labels.items():
             now = counters.get(labelled[1])
             if labelled[0] == device and now is not None:
                 more = grown(self._last.get(labelled), now)
-                self._sums[labelled] = _together([self._sums.get(labelled, Counters()), more], waiting=more)
+                counted = *labelled, name
+                self._sums[counted] = _together([self._sums.get(counted, Counters()), more], waiting=more)
                 self._last[labelled] = now
 
     def of_interface(self, interface: str, state: NetworkState, labels: Labels) -> list[ClassReading]:
@@ -54,7 +56,7 @@ class Readings:
             if device == link.name:
                 handles.setdefault(name, []).append(handle)
         for name, its in handles.items():
-            sums = {each: self._sums.get((link.name, each), Counters()) for each in its}
+            sums = {each: self._sums.get((link.name, each, name), Counters()) for each in its}
             # What passed is told by the tc class, what was dropped by the queue in it, which drops by itself, too.
             classes = [each for handle, each in sums.items() if handle & _MINOR]
             queues = [each for handle, each in sums.items() if not handle & _MINOR]

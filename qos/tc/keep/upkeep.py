@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from qos.tc.capabilities import Capabilities
+from qos.tc.capabilities import Capabilities, LinkFacts
 from qos.tc.change.ledger import Confirmed, LedgerError
 from qos.tc.change.lock import LockError
 from qos.tc.change.scope import Target, namespaces, target, with_baseline, with_devices_of
@@ -65,7 +65,7 @@ class Upkeep:
         """Who holds the lock, or why it cannot be had; "" where nobody is in the way."""
         self._site = site
         self._capabilities: Capabilities | None = None
-        self._made: dict[str, int] = {}
+        self._made: dict[str, tuple[int, int]] = {}
 
     def __repr__(self) -> str:
         return f"<Upkeep of {self.netns or 'our own namespace'}>"
@@ -130,7 +130,7 @@ class Upkeep:
         clock, sleep = self._site.clock, self._site.sleep
         outcome = apply(kernel, target.desired, programs=programs, steps=target.steps, clock=clock, sleep=sleep)
         for name in target.facts.keys() & {each.name for each in target.desired.links}:
-            self._made[name] = target.facts[name].index  # tried is enough: what fails again is no news
+            self._made[name] = _shape(target.facts[name])  # tried is enough: what fails again is no news
         if outcome.failure is None:  # read back, and equal
             self.found = replace(self.found, target=msgspec.structs.replace(target, steps=()), changed={})
         return outcome.failure or ""
@@ -155,10 +155,10 @@ class Upkeep:
             notes=found.compiled.notes,
         )
         changed = _by_interface(compared)
-        unmade = frozenset(name for name in changed if self._made.get(name) != facts[name].index)
+        unmade = frozenset(name for name in changed if name not in facts or self._made.get(name) != _shape(facts[name]))
         for each in here.interfaces:
             if each.name not in changed:
-                self._made[each.name] = facts[each.name].index
+                self._made[each.name] = _shape(facts[each.name])
         return Finding(target=compared, missing=missing, changed=changed, unmade=unmade)
 
 
@@ -190,14 +190,24 @@ def released(site: Site, confirmed: Confirmed) -> str:
     return "; ".join(failures)
 
 
+def _shape(facts: LinkFacts) -> tuple[int, int]:
+    """What else than somebody's tc makes another tree due: another device, or another MTU.
+
+    The leaves that cut trains throw away what is longer than the MTU that they were made for.
+    """
+    return facts.index, facts.mtu
+
+
 def _by_interface(target: Target) -> dict[str, str]:
     """What is to be done, by the interface that it is done for: an IFB is its interface's."""
     lines: dict[str, list[str]] = {}
     states = (*target.desired.links, *target.observed.links)
     owner = {each.name: each.ifb_for for each in states if each.ifb_for is not None}
+    every = [each.name for each in target.desired.links if each.ifb_for is None]
     for step in target.steps:
-        interface = owner.get(step.device, step.device)
-        lines.setdefault(interface, []).append(describe(step, target.labels))
+        # A table is for all of them.
+        for interface in [owner.get(step.device, step.device)] if step.device else every:
+            lines.setdefault(interface, []).append(describe(step, target.labels))
     return {name: _short(said) for name, said in lines.items()}
 
 

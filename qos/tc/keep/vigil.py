@@ -6,7 +6,7 @@ Nothing is said twice: a line comes when something changes, not at every look.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -28,9 +28,10 @@ Level = Literal["info", "warning", "error"]
 
 
 class Vigil:
-    """What is known of everything that is kept."""
+    """What is known of everything that is kept. alone: whether nobody else keeps it, asked at the end."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, *, alone: Callable[[], bool] = lambda: True) -> None:
+        self._alone = alone
         self.upkeeps: list[Upkeep] = []
         self.repairs = 0
         self._site = site
@@ -94,6 +95,9 @@ class Vigil:
         """Keep what is in the kernel, or release it, as the confirmed policy says."""
         confirmed = self._confirmed
         if confirmed is None or confirmed.policy.safety.on_exit != "release":
+            return Ended(released=False)
+        if not self._alone():
+            self._log("info", "traffic_control_left", "another gateway keeps it, so nothing was released")
             return Ended(released=False)
         failure = released(self._site, confirmed)
         return Ended(released=not failure, failure=failure)

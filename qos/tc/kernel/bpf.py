@@ -24,6 +24,7 @@ _LOAD, _TEST_RUN = 5, 10
 _SCHED_CLS = 3
 _LOG_SIZE = 1 << 20
 _SK_BUFF_SIZE, _PRIORITY = 192, 32
+_NEEDS_BPF = "CAP_BPF is needed, too (AmbientCapabilities=CAP_NET_ADMIN CAP_BPF in a systemd unit)"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -36,7 +37,7 @@ def load(instructions: bytes, name: str) -> int:
         return _bpf(_LOAD, _load_attributes(code, licence, name, None), doing)
     except KernelError as error:
         if error.errno == errno.EPERM:
-            raise KernelError(error.errno, error.said, f"{doing} (CAP_BPF is needed, too)") from None
+            raise KernelError(error.errno, f"{error.said}: {_NEEDS_BPF}", doing) from None
         if error.errno == errno.ENOSYS:
             raise
     # Once more, for the verifier's reason: its log makes a good program slow to load.

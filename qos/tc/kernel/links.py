@@ -24,6 +24,7 @@ __all__ = [
     "removal_message",
     "shaped_by_ifb",
     "transmit_queues",
+    "up_message",
 ]
 
 _IFINFO = struct.Struct("=BBHiII")  # struct ifinfomsg: family, pad, type, index, flags, change
@@ -67,6 +68,11 @@ def creation_message(name: str, kind: str) -> bytes:
 def marking_message(name: str, shaped: str) -> bytes:
     """Body of the RTM_NEWLINK that says on an IFB whose packets it is for, and sets it up."""
     return _IFINFO.pack(0, 0, 0, 0, _UP, _UP) + text(_IFNAME, name) + text(_IFALIAS, alias_of_ifb(shaped))
+
+
+def up_message(index: int) -> bytes:
+    """Body of the RTM_NEWLINK that sets a device up."""
+    return _IFINFO.pack(0, 0, 0, index, _UP, _UP)
 
 
 def gso_message(index: int, size: int) -> bytes:

@@ -12,7 +12,7 @@ import errno
 import secrets
 import socket
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
@@ -24,13 +24,24 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from qos.tc.capabilities import LinkFacts
 from qos.tc.errors import KernelError
-from qos.tc.kernel import links
+from qos.tc.kernel import links, nftables
 from qos.tc.kernel.filter_codec import Outside
 from qos.tc.kernel.namespace import open_socket
 from qos.tc.kernel.observe import TC_MESSAGE, Listed, filter_parents, link_state, parse_tc
 from qos.tc.kernel.requests import Subject, described, place_of, request_for
 from qos.tc.kernel.statistics import Counters, parse_counters
-from qos.tc.state import ROOT, Bpf, Filter, NetworkState, Qdisc, Redirect, TcClass, handle_text
+from qos.tc.state import (
+    CLSACT,
+    ROOT,
+    Bpf,
+    Filter,
+    LinkState,
+    NetworkState,
+    Qdisc,
+    Redirect,
+    TcClass,
+    handle_text,
+)
 
 __all__ = ["Kernel", "KernelError", "Subject"]
 
@@ -108,23 +119,47 @@ class Kernel:
         return {each.name: self._completed(each) for each in self._links()}
 
     def observe(self, names: Collection[str]) -> NetworkState:
-        """What traffic control does on these devices, as far as they exist, and on our IFBs."""
+        """What traffic control does on these devices, as far as they exist, and on their IFBs; and our nftables table.
+
+        Also on IFBs of ours whose device is gone. Those of other devices are for whoever shapes these: without its IFB
+        a device receives nothing.
+        """
         every = self._links()
-        by_index = {each.index: each.name for each in every}
-        chosen = [each for each in every if each.name in names or links.shaped_by_ifb(each) is not None]
+        # What is redirected to a device that is down is dropped, as if there were none.
+        by_index = {each.index: each.name for each in every if each.up or links.shaped_by_ifb(each) is None}
+        apart = {None, *(each.name for each in every if each.name not in names)}
+        chosen = [each for each in every if each.name in names or links.shaped_by_ifb(each) not in apart]
         qdiscs = self._list(_Type.QDISC, 0, "list qdiscs") if chosen else []
-        states = []
-        for each in chosen:
-            mine = [one for one in qdiscs if one.index == each.index]
-            made = [one for one in mine if one.handle]
-            where = f"{self._where(each.name)}: list"
-            classes = self._list(_Type.CLASS, each.index, f"{where} classes") if made else []
-            filters = {
-                parent: self._list(_Type.FILTER, each.index, f"{where} filters", parent)
-                for parent in filter_parents(made)
-            }
-            states.append(link_state(each, by_index, qdiscs=mine, classes=classes, filters=filters))
-        return NetworkState(netns=self.netns, links=tuple(states))
+        states = [self._state(each, by_index, qdiscs) for each in chosen]
+        states += self._renamed([each for each in every if each not in chosen], states, by_index, qdiscs)
+        return NetworkState(netns=self.netns, links=tuple(states), table=nftables.observe_table(self.netns))
+
+    def _state(self, facts: LinkFacts, names: Mapping[int, str], qdiscs: Sequence[Listed]) -> LinkState:
+        mine = [one for one in qdiscs if one.index == facts.index]
+        made = [one for one in mine if one.handle]
+        where = f"{self._where(facts.name)}: list"
+        classes = self._list(_Type.CLASS, facts.index, f"{where} classes") if made else []
+        filters = {
+            parent: self._list(_Type.FILTER, facts.index, f"{where} filters", parent) for parent in filter_parents(made)
+        }
+        return link_state(facts, names, qdiscs=mine, classes=classes, filters=filters)
+
+    def _renamed(
+        self,
+        others: Sequence[LinkFacts],
+        known: Sequence[LinkState],
+        names: Mapping[int, str],
+        qdiscs: Sequence[Listed],
+    ) -> list[LinkState]:
+        """Devices that send what they receive to an IFB of ours: without it they would receive nothing."""
+        ifbs = {each.name for each in known if each.ifb_for is not None and each.ifb_for not in names.values()}
+        hooked = {each.index for each in qdiscs if each.parent == CLSACT} if ifbs else set()
+        states = [self._state(each, names, qdiscs) for each in others if each.index in hooked]
+        return [
+            state
+            for state in states
+            if any(isinstance(each.options, Redirect) and each.options.to in ifbs for each in state.filters)
+        ]
 
     def add(self, device: str, subject: Subject, *, fd: int | None = None) -> None:
         """Make what is not there yet. fd: the loaded program of a Bpf filter."""
@@ -206,6 +241,14 @@ class Kernel:
         doing = f"{self._where(name)}: set gso_max_size {size}"
         self._send(_Type.LINK, 0, links.gso_message(self._index(name, doing), size), doing)
 
+    def set_table(self, transaction: str) -> None:
+        """Have nft(8) replace or remove our nftables table, all at once."""
+        nftables.set_table(self.netns, transaction)
+
+    def table_refusal(self, transaction: str) -> str:
+        """What nft(8) and the kernel have against this; "": nothing. Changes nothing."""
+        return nftables.refusal(self.netns, transaction)
+
     def backlog(self, device: str, handle: int) -> tuple[int, int]:
         """Packets and bytes that wait in a class or qdisc; handle 0 is the root qdisc that the kernel made."""
         doing = f"{self._where(device)}: read the backlog of {handle_text(handle)}"
@@ -269,7 +312,9 @@ class Kernel:
         self._send(_TYPES[type(subject)] + _REMOVES, 0, place, doing)
 
     def _add_redirect(self, device: str, subject: Filter, options: Redirect) -> None:
-        target = self._index(options.to, f"{self._where(device)}: redirect to {options.to}")
+        doing = f"{self._where(device)}: redirect to {options.to}"
+        target = self._index(options.to, doing)
+        self._send(_Type.LINK, 0, links.up_message(target), doing)
         flags = _CREATE | _EXCLUSIVE
         if self._cls_matchall is not False:
             try:

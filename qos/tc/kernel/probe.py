@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from qos.tc.capabilities import Capabilities
-from qos.tc.kernel import bpf
+from qos.tc.kernel import bpf, nftables
 from qos.tc.kernel.attributes import attribute, nested, text, u32
 from qos.tc.kernel.filter_codec import Outside, encode_filter
 from qos.tc.kernel.netlink import Kernel, KernelError
@@ -97,6 +97,7 @@ def probe(netns: str | None, *, ticks: Path = _TICKS) -> Capabilities:
             clsact=clsact,
             per_packet_priority=_per_packet_priority(),
             fq_bands=fq_bands,
+            nftables=nftables.missing(netns),
         )
 
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from qos.tc.design.nft import replacing
 from qos.tc.errors import KernelError
 from qos.tc.kernel import bpf
 from qos.tc.reconcile.backlogs import backlogs
 from qos.tc.reconcile.commands import describe
-from qos.tc.reconcile.plan import Device, Gso, Step, Verb, plan, snapshot, takes_two
-from qos.tc.state import Bpf, Filter, NetworkState, Qdisc, TcClass, is_our_qdisc
+from qos.tc.reconcile.plan import Device, Gso, Step, Table, Verb, plan, snapshot, takes_two
+from qos.tc.state import ROOT, Bpf, Filter, NetworkState, Qdisc, TcClass, is_our_qdisc
 
 if TYPE_CHECKING:
     from qos.tc.kernel.netlink import Kernel
@@ -60,8 +61,8 @@ def apply(  # noqa: PLR0913  the spec of one change, and the clocks that tests r
 ) -> Outcome:
     """Do the steps (default: those of a plan made now), read back, roll back where the two differ.
 
-    programs: by Bpf.name, those of `desired` and those that now classify. drain_s: how long all draining may take.
-    What before_step raises is raised again, once all is put back.
+    programs: by Bpf.name and by table, those of `desired` and those that now classify. drain_s: how long all draining
+    may take. What before_step raises is raised again, once all is put back.
     """
     names = [each.name for each in desired.links if each.ifb_for is None]
     before = kernel.observe(names)
@@ -139,7 +140,9 @@ def _unshape(hands: _Hands, names: Sequence[str], back: NetworkState) -> None:
     nothing = NetworkState(netns=now.netns)
     with suppress(KernelError):
         # An IFB goes last, and only if nothing is redirected to it any more: packets to a gone device are dropped.
-        for step in plan(hands.kernel.observe(names), nothing):
+        # Still later the table, because that takes another program than ourselves.
+        steps = plan(hands.kernel.observe(names), nothing)
+        for step in sorted(steps, key=lambda each: isinstance(each.subject, Table)):
             if step.verb is Verb.DELETE:
                 hands.do(step)
 
@@ -172,8 +175,11 @@ class _Hands:
     def load_for(self, steps: Sequence[Step]) -> None:
         """Load what the steps will attach, before the first of them: the verifier may refuse."""
         for step in steps:
-            if isinstance(step.subject, Filter) and step.verb in (Verb.ADD, Verb.REPLACE):
-                self._program(step.subject)
+            if step.verb in (Verb.ADD, Verb.REPLACE):
+                if isinstance(step.subject, Filter):
+                    self._program(step.subject)
+                elif isinstance(step.subject, Table):
+                    self._ruleset(step.subject)
 
     def drain_until(self, deadline: float) -> None:
         """All draining from now on ends then."""
@@ -193,6 +199,8 @@ class _Hands:
                 self.kernel.delete_link(device.name)
             case Gso() as gso:
                 self.kernel.set_gso_max_size(step.device, gso.max_size)
+            case Table() as table:
+                self.kernel.set_table(replacing("" if step.verb is Verb.DELETE else self._ruleset(table)))
             case _ if step.verb is Verb.DELETE:
                 self.kernel.delete(step.device, step.subject)
             case _:
@@ -213,10 +221,16 @@ class _Hands:
             return None
         name = subject.options.name
         if name not in self._loaded:
-            if name not in self._programs:
-                raise KernelError(0, "it is not among those at hand, and no kernel gives one back", f"program {name}")
-            self._loaded[name] = self._load(self._programs[name], name)
+            self._loaded[name] = self._load(self._at_hand(name), name)
         return self._loaded[name]
+
+    def _ruleset(self, subject: Table) -> str:
+        return self._at_hand(subject.chain).decode()
+
+    def _at_hand(self, name: str) -> bytes:
+        if name not in self._programs:
+            raise KernelError(0, "it is not among those at hand, and no kernel gives one back", f"program {name}")
+        return self._programs[name]
 
     def _drain(self, step: Step) -> None:
         """Wait until it is empty. One look tells of all on its device, and nothing is sent to those that drain."""
@@ -233,7 +247,13 @@ class _Hands:
     def _with_loss_now(self, step: Step) -> Step:
         """What is destroyed is counted once more just before, where there was anything."""
         gone = step.subject if step.verb is Verb.DELETE else step.before
-        if step.loss.packets == 0 or not isinstance(gone, Qdisc | TcClass):
+        if step.loss.packets == 0:
             return step
-        packets, _ = self.kernel.backlog(step.device, gone.handle)
+        if step.verb is Verb.ADD and isinstance(step.subject, Qdisc) and step.subject.parent != ROOT:
+            place = step.subject.parent  # the first queue of a class
+        elif isinstance(gone, Qdisc | TcClass):
+            place = gone.handle
+        else:
+            return step
+        packets, _ = self.kernel.backlog(step.device, place)
         return msgspec.structs.replace(step, loss=msgspec.structs.replace(step.loss, packets=packets))

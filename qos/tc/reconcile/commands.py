@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step as people read it: one line, and the tc(8) and ip(8) commands that would do the same."""
+"""A step as people read it: one line, and the tc(8), ip(8) and nft(8) commands that would do the same."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
+from qos.tc.design.nft import replacing
 from qos.tc.reconcile.options_text import difference, summary, tc_words
-from qos.tc.reconcile.steps import Device, Gso, Step, Subject, Verb, takes_two
+from qos.tc.reconcile.steps import Device, Gso, Step, Subject, Table, Verb, takes_two
 from qos.tc.state import (
     EGRESS_HOOK,
     INGRESS_HOOK,
+    OUR_TABLE,
     ROOT,
     U32,
     Bpf,
@@ -26,6 +29,7 @@ from qos.tc.tree import kind_of
 
 __all__ = ["describe", "symbol", "tc_commands"]
 
+_NONE: Mapping[str, bytes] = MappingProxyType({})
 _HOOKS = {INGRESS_HOOK: "ingress", EGRESS_HOOK: "egress"}
 _PROTOCOLS = {0x0003: "all", 0x0800: "ip", 0x86DD: "ipv6", 0x8100: "802.1Q", 0x88A8: "802.1ad"}
 _VERBS = {Verb.ADD: "add", Verb.CHANGE: "change", Verb.REPLACE: "replace", Verb.DELETE: "del"}
@@ -40,15 +44,17 @@ def symbol(step: Step) -> str:
 
 def describe(step: Step, labels: Mapping[tuple[str, int], str]) -> str:
     """One line: the symbol, the device, what it is and what becomes of it. labels: traffic classes by handle."""
-    return f"{symbol(step)} {step.device} {_subject(step, labels)}"
+    return " ".join(filter(None, (symbol(step), step.device, _subject(step, labels))))
 
 
-def tc_commands(step: Step, netns: str | None) -> list[str]:
-    """The commands, in order; what no command can do is a comment."""
+def tc_commands(step: Step, netns: str | None, programs: Mapping[str, bytes] = _NONE) -> list[str]:
+    """The commands, in order; what no command can do is a comment. programs: the tables' texts, by their chains."""
     where = f" -n {netns}" if netns is not None else ""
     match step.subject:
         case Device() | Gso():
             return [f"ip{where} link {each}" for each in _link_commands(step, step.subject)]
+        case Table():
+            return [_nft_command(step, step.subject, netns, programs)]
     if step.verb is Verb.DRAIN:
         return [
             f"# wait until {_place(step.subject)} of {step.device} is empty: tc{where} -s class show dev {step.device}"
@@ -69,6 +75,15 @@ def _link_commands(step: Step, subject: Device | Gso) -> list[str]:
         f"add name {subject.name} type ifb",
         f"set dev {subject.name} alias 'inferlane ingress of {subject.ifb_for}' up",
     ]
+
+
+def _nft_command(step: Step, subject: Table, netns: str | None, programs: Mapping[str, bytes]) -> str:
+    inside = "" if netns is None else f"ip netns exec {netns} "
+    if step.verb is Verb.DELETE:
+        return f"{inside}nft delete table {OUR_TABLE}"
+    if subject.chain not in programs:
+        return f"# {inside}nft -f -  # with the rules of {subject.chain}"
+    return f"{inside}nft -f - <<'EOF'\n{replacing(programs[subject.chain].decode())}EOF"
 
 
 def _tc_command(step: Step, subject: Qdisc | TcClass | Filter) -> str:
@@ -132,6 +147,8 @@ def _place(subject: Subject) -> str:
             return f"filter at {_HOOKS.get(subject.parent, handle_text(subject.parent))} pref {subject.pref}"
         case Device():
             return f"IFB for what comes in by {subject.ifb_for}"
+        case Table():
+            return f"nftables table {OUR_TABLE}"
     return "longest train"
 
 
@@ -144,6 +161,9 @@ def _subject(step: Step, labels: Mapping[tuple[str, int], str]) -> str:
         return f"{place}: wait until it is empty"
     if isinstance(subject, Device):
         return place
+    if isinstance(subject, Table):
+        was = f"{before.chain} -> " if isinstance(before, Table) else ""
+        return place if step.verb is Verb.DELETE else f"{place}: {was}{subject.chain}"
     if isinstance(subject, Gso):
         was = f"{before.max_size} -> " if isinstance(before, Gso) else ""
         return f"{place}: {was}{subject.max_size} bytes"

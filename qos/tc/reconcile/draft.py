@@ -15,12 +15,13 @@ import msgspec
 from qos.tc.kernel.qdisc_codec import canonical
 from qos.tc.reconcile.filters import conflicting, pairs, removals
 from qos.tc.reconcile.steps import NO_LOSS, Gso, Loss, Step, Subject, Verb
-from qos.tc.state import Filter, Fq, FqCodel, Htb, HtbClass, LinkState, Qdisc, TcClass
+from qos.tc.state import Filter, Fq, FqCodel, Htb, HtbClass, LinkState, Qdisc, Tbf, TcClass
 from qos.tc.tree import Tree, at_hook, kind_of, same_options
 
 __all__ = ["Draft", "loss_of"]
 
 _MAJOR = 0xFFFF0000
+_FIRST_QUEUE = "waits in its class's first queue"
 
 
 def loss_of(packets: int | None, what: str) -> Loss:
@@ -43,6 +44,10 @@ class Draft:
 
     def steps_to_desired(self) -> list[Step]:
         """All of them."""
+        return [*self.coming(), *self.going()]
+
+    def coming(self) -> list[Step]:
+        """What is added and changed, and packets sent to it."""
         self._gso()
         self._root()
         self._clear()
@@ -50,6 +55,11 @@ class Draft:
         if self.goal.clsact is not None and self.tree.clsact is None:
             self._emit(Verb.ADD, self.goal.clsact)
         self._filters()
+        coming, self._steps = self._steps, []
+        return coming
+
+    def going(self) -> list[Step]:
+        """What is removed then, because nothing is sent to it any more."""
         self._delete_classes(self.tree.classes.keys() - self.goal.classes.keys())
         # What was an inner class until its last child went.
         self._build()
@@ -73,7 +83,8 @@ class Draft:
             self._delete_qdisc(old)  # a qdisc below has the number that the new root is to have
             old = None
         if old is None:
-            self._emit(Verb.ADD, new, loss=loss_of(self._waiting[0] or 0, "waits in the kernel's own qdisc"))
+            waits = loss_of(self._waiting[0] or 0, "waits in the kernel's own qdisc")
+            self._emit(Verb.ADD, new, loss=_of_a_root(waits))
             self.tree.put(new)
         else:
             self._qdisc(old, new)
@@ -83,10 +94,11 @@ class Draft:
         same_kind = old.handle == new.handle and kind_of(old.options) == kind_of(new.options)
         if same_kind and same_options(old.options, canonical(new.options)):
             return
-        if same_kind and not isinstance(new.options, Htb):
+        if same_kind and not isinstance(new.options, Htb) and not _strands(old, new):
             self._emit(Verb.CHANGE, new, old, self._cut_short(new))
         else:
-            self._emit(Verb.REPLACE, new, old, self._lost_with(old))
+            loss = self._lost_with(old)
+            self._emit(Verb.REPLACE, new, old, _of_a_root(loss) if new is self.goal.root else loss)
             self.tree.drop_qdisc(old)
         self.tree.put(new)
 
@@ -135,8 +147,12 @@ class Draft:
             self._leaves()
 
     def _classes(self) -> None:
-        """Add what is missing, from the top down, and change the others in place."""
-        for handle in sorted(self.goal.classes, key=lambda each: (self.goal.depth(each), each)):
+        """Add what is missing, from the top down, and change the others in place.
+
+        A new class gets its queue at once, and the one that all packets come to is the last: what comes before its
+        queue does waits in a first queue of the kernel's, and is lost with it.
+        """
+        for handle in sorted(self.goal.classes, key=self._turn):
             new, old = self.goal.classes[handle], self.tree.classes.get(handle)
             if handle & _MAJOR not in self.tree.qdiscs:
                 continue
@@ -144,9 +160,28 @@ class Draft:
                 self._was_inner.discard(handle)
                 self._emit(Verb.ADD, new, loss=self._lost_to_a_child(new.parent))
                 self.tree.put(new)
+                self._first_queues(handle)
             elif not self._equal(old, new):
                 self._emit(Verb.CHANGE, new, old)
                 self.tree.put(new)
+
+    def _turn(self, handle: int) -> tuple[int, bool, int]:
+        return self.goal.depth(handle), self._is_default(handle), handle
+
+    def _is_default(self, handle: int) -> bool:
+        root = self.goal.root
+        return root is not None and isinstance(root.options, Htb) and handle == root.handle | root.options.default
+
+    def _first_queues(self, parent: int) -> None:
+        """Of a class that was just added: what is to be at it, and behind that."""
+        while (new := self.goal.leaf(parent)) is not None and not self.goal.children(parent):
+            if new.handle in self.tree.qdiscs:
+                return  # it has to go from elsewhere first
+            # Of the class that packets come to at once it is counted when it is done.
+            waits = None if self._is_default(parent) else self._waiting.pop(parent, None) or 0
+            self._emit(Verb.ADD, new, loss=loss_of(waits, _FIRST_QUEUE))
+            self.tree.put(new)
+            parent = new.handle | 1
 
     def _equal(self, old: TcClass, new: TcClass) -> bool:
         if not isinstance(old.options, HtbClass) or not isinstance(new.options, HtbClass):
@@ -181,7 +216,7 @@ class Draft:
             old = self.tree.leaf(new.parent)
             if old is None:
                 packets, self._waiting[new.parent] = self._waiting[new.parent], 0
-                self._emit(Verb.ADD, new, loss=loss_of(packets or 0, "waits in its class's first queue"))
+                self._emit(Verb.ADD, new, loss=loss_of(packets or 0, _FIRST_QUEUE))
                 self.tree.put(new)
             else:
                 self._qdisc(old, new)
@@ -227,7 +262,8 @@ class Draft:
                 self._delete_qdisc(qdisc)
 
     def _delete_qdisc(self, qdisc: Qdisc) -> None:
-        self._emit(Verb.DELETE, qdisc, loss=self._lost_with(qdisc))
+        loss = self._lost_with(qdisc)
+        self._emit(Verb.DELETE, qdisc, loss=_of_a_root(loss) if qdisc is self.tree.root else loss)
         self.tree.drop_qdisc(qdisc)
 
     def _delete_root(self) -> None:
@@ -236,6 +272,23 @@ class Draft:
             self._delete_qdisc(root)
         if self.tree.clsact is not None and self.goal.clsact is None and self.clsact_may_go:
             self._emit(Verb.DELETE, self.tree.clsact)
+
+
+def _of_a_root(waits: Loss) -> Loss:
+    """While a root comes or goes the device has none: 1 ms of packets were lost at 10,000 a second, uncounted.
+
+    dev_deactivate_many() in net/sched/sch_generic.c waits for an RCU grace period with noop_qdisc in its place.
+    """
+    meanwhile = "what is sent while the kernel changes the root, about 1 ms"
+    return Loss(waits.packets, meanwhile if waits == NO_LOSS else f"{waits.text}, and {meanwhile}")
+
+
+def _strands(old: Qdisc, new: Qdisc) -> bool:
+    """Whether what waits could never go: tbf keeps a packet longer than its burst for ever (tbf_dequeue()).
+
+    So a device's MTU that got smaller would stop each class in which a longer packet waits.
+    """
+    return isinstance(old.options, Tbf) and isinstance(new.options, Tbf) and new.options.burst < old.options.burst
 
 
 def _same_place(old: TcClass, new: TcClass) -> bool:

@@ -9,11 +9,24 @@ from types import MappingProxyType
 import msgspec
 
 from qos.tc.reconcile.draft import Draft, loss_of
-from qos.tc.reconcile.steps import Device, Gso, Loss, Step, Subject, Verb, takes_two
+from qos.tc.reconcile.steps import Device, Gso, Loss, Step, Subject, Table, Verb, takes_two
 from qos.tc.state import Clsact, LinkState, NetworkState, Qdisc, TcClass, is_our_qdisc
-from qos.tc.tree import at_hook, concerned, foreign_filters, ours, root_of, snapshot, wanted
+from qos.tc.tree import at_hook, concerned, foreign_filters, our_table, ours, root_of, snapshot, wanted
 
-__all__ = ["Device", "Gso", "Loss", "Step", "Subject", "Verb", "agree", "ours", "plan", "snapshot", "takes_two"]
+__all__ = [
+    "Device",
+    "Gso",
+    "Loss",
+    "Step",
+    "Subject",
+    "Table",
+    "Verb",
+    "agree",
+    "ours",
+    "plan",
+    "snapshot",
+    "takes_two",
+]
 
 _UNASKED: Mapping[tuple[str, int], int] = MappingProxyType({})
 
@@ -36,6 +49,7 @@ def plan(
     gone = [each for each in have.values() if each.ifb_for is not None and each.name not in want]
     steps = [Step(verb=Verb.ADD, device=each.name, subject=Device(each.name, each.ifb_for or "")) for each in made]
     kept = (want.keys() | have.keys()) - {each.name for each in gone}
+    drafts = []
     # IFBs first: what is redirected to one finds its queues there.
     for name in sorted(kept, key=lambda name: (_ifb_for(want.get(name)) is None, name)):
         link = LinkState(name=name)
@@ -43,10 +57,23 @@ def plan(
         seen = observed.link(name) or link
         made_by_us = to_snapshot or seen.ifb_for is not None or any(map(at_hook, draft.tree.filters))
         draft.clsact_may_go = made_by_us and not foreign_filters(seen)
-        steps += draft.steps_to_desired()
+        drafts.append(draft)
+    steps += [step for draft in drafts for step in draft.coming()]
+    # Between: the classes that it sends to are there, and nothing is sent any more to those that go.
+    steps += _to_table(our_table(observed.table), desired.table)
+    steps += [step for draft in drafts for step in draft.going()]
     for each in gone:
         steps += _without_ifb(each, backlogs)
     return tuple(steps)
+
+
+def _to_table(old: str, new: str) -> list[Step]:
+    if old == new:
+        return []
+    if not new:
+        return [Step(verb=Verb.DELETE, device="", subject=Table(old))]
+    verb, before = (Verb.REPLACE, Table(old)) if old else (Verb.ADD, None)
+    return [Step(verb=verb, device="", subject=Table(new), before=before)]
 
 
 def agree(observed: NetworkState, desired: NetworkState) -> bool:

@@ -9,7 +9,7 @@ import msgspec
 
 from qos.tc.state import U32, Filter, Qdisc, TcClass
 
-__all__ = ["NO_LOSS", "Device", "Gso", "Loss", "Step", "Subject", "Verb", "takes_two"]
+__all__ = ["NO_LOSS", "Device", "Gso", "Loss", "Step", "Subject", "Table", "Verb", "takes_two"]
 
 
 class Verb(StrEnum):
@@ -40,7 +40,14 @@ class Gso(msgspec.Struct, frozen=True, tag="gso"):
     """Bytes."""
 
 
-Subject = Qdisc | TcClass | Filter | Device | Gso
+class Table(msgspec.Struct, frozen=True, tag="table"):
+    """Our nftables table. Its step has no device."""
+
+    chain: str
+    """The name of its chain, by which its text is known."""
+
+
+Subject = Qdisc | TcClass | Filter | Device | Gso | Table
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -55,7 +62,7 @@ NO_LOSS = Loss(0, "nothing")
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing to do on one device."""
+    """One thing to do, on one device or to the table."""
 
     verb: Verb
     device: str

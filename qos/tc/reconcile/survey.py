@@ -11,6 +11,7 @@ import msgspec
 from qos.schema import did_you_mean
 from qos.tc.capabilities import Capabilities, LinkFacts
 from qos.tc.design.compile import CannotKeepError, Compiled, compile_policy
+from qos.tc.design.nft import replacing
 from qos.tc.kernel.probe import probe
 from qos.tc.policy import LinkPolicy
 from qos.tc.reconcile.backlogs import backlogs
@@ -51,6 +52,12 @@ def survey(policy: LinkPolicy, netns: str | None, kernel: Kernel, capabilities: 
     observed = kernel.observe([each.name for each in policy.interfaces if each.netns == netns])
     known = probe(netns) if capabilities is None else capabilities
     compiled = compile_policy(policy, netns, facts=facts, capabilities=known, observed=observed)
+    # Only what is not in force yet is tried, so that looking again and again starts no process.
+    if (table := compiled.desired.table) not in ("", observed.table) and (
+        said := kernel.table_refusal(replacing(compiled.programs[table].decode()))
+    ):
+        known = msgspec.structs.replace(known, nftables=f"nftables: {said}")
+        compiled = compile_policy(policy, netns, facts=facts, capabilities=known, observed=observed)
     names = {each.name for each in (*observed.links, *compiled.desired.links)} & facts.keys()
     return Survey(
         netns=netns,

@@ -46,7 +46,12 @@ def test_a_step_that_loses_packets_says_so(place):
     moved = (first.model_copy(update={"default": True}), *(e.model_copy(update={"default": False}) for e in others))
     text = qos_report.plan_text(making.survey(place.site, policy_of(classes=moved)), apply_with="x")
     assert "  ! eth0 root 51b:" in text
-    assert "      loses what waits in it: now 7 packets" in text
+    root = "what is sent while the kernel changes the root, about 1 ms"
+    assert f"      loses what waits in it, and {root}: now 7 packets" in text
+    assert "      loses what waits in its class's first queue\n" in text
+    place.kernel.devices["eth0"].waiting.clear()
+    text = qos_report.plan_text(making.survey(place.site, policy_of(classes=moved)), apply_with="x")
+    assert f"      loses {root}\n" in text
     assert ", 1 to replace" in text
 
 
@@ -66,7 +71,7 @@ def test_a_plan_is_a_document_for_programs(place):
     step = next(each for each in namespace["steps"] if "root 51a:" in each["text"])
     assert (step["symbol"], step["verb"], step["device"]) == ("+", "add", "eth0")
     assert step["commands"] == ["tc qdisc add dev eth0 root handle 51a: htb default 0x24"]
-    assert step["loses"] == {"packets": 0, "text": "nothing"}
+    assert step["loses"] == {"packets": 0, "text": "what is sent while the kernel changes the root, about 1 ms"}
 
 
 def test_what_became_of_a_change(place):
@@ -122,3 +127,12 @@ def test_what_a_kernel_can_do():
     assert "Linux 6.7" in shown(qos_report.probe_table(None, fq))
     document = json.loads(json.dumps(qos_report.probe_document(None, OLD_KERNEL)))
     assert document["kinds"]["htb"] == "" != document["kinds"]["cake"]
+
+
+def test_a_table_is_shown_as_a_command_that_can_be_copied(place):
+    early = {"class": "batch", "src": "10.0.0.0/8", "before_nat": True}
+    lines = qos_report.plan_text(making.survey(place.site, policy_of(flows=(early,))), apply_with="x").splitlines()
+    first = lines.index("      nft -f - <<'EOF'")
+    assert lines[first - 1].startswith("  + nftables table inet inferlane: classify_")
+    assert "EOF" in lines, "not indented: a shell looks for it at the beginning of a line"
+    assert any('ip saddr 10.0.0.0/8 meta priority set 51a:30 accept comment "1 of 1"' in each for each in lines[first:])

@@ -45,10 +45,8 @@ class Running:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def use(self, read: Config) -> Merged:
-        merged = merge(self.config, read)
+    def use(self, merged: Merged) -> None:
         self.config = merged.config
-        return merged
 
 
 @pytest.mark.parametrize(
@@ -104,9 +102,17 @@ def test_a_class_that_an_open_door_needs_cannot_go(tmp_path):
 
 def test_interfaces_cannot_begin_without_the_helper_that_keeps_them(tmp_path):
     without = read(tmp_path, ("interfaces:", "# interfaces:"))
-    merged = merge(without, read(tmp_path))
+    merged = merge(without, read(tmp_path), helped=False)
     assert (merged.changed, merged.restart) == ((), ("interfaces",))
     assert merge(read(tmp_path), without).changed == ("interfaces",)
+
+
+def test_interfaces_come_back_to_the_helper_that_is_there(tmp_path):
+    without = read(tmp_path, ("interfaces:", "# interfaces:"))
+    gone = merge(read(tmp_path), without, helped=True)
+    back = merge(gone.config, read(tmp_path), helped=True)
+    assert (back.changed, back.restart) == (("interfaces",), ())
+    assert back.config == read(tmp_path)
 
 
 async def test_a_good_file_takes_effect_and_says_what_waits(tmp_path):

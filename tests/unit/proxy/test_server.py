@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from backends.errors import BackendError
 from proxy.config.loading import Config, load
 from proxy.protocols.quic import TlsError
+from proxy.reload import merge, reload
 from proxy.server import Gateway
+from qos.classify import Policy
 
 
 def config(tmp_path: Path, *, listener: str = "accept: [h3, udp], tls: development", endpoint: str = "") -> Config:
@@ -77,13 +80,28 @@ async def test_another_config_takes_effect_at_once_and_only_where_it_can(tmp_pat
     text = (tmp_path / "gateway.yaml").read_text()
     classes = "classes:\n  - {name: only, dscp: VA, deadline: 1s}\nrules: [{when: {path: '*'}, class: only}]\n"
     (tmp_path / "gateway.yaml").write_text(classes + text.replace("name: all", "name: some"))
-    merged = gateway.use(load(tmp_path / "gateway.yaml"))
+    merged = merge(gateway.config, load(tmp_path / "gateway.yaml"))
+    gateway.use(merged)
     assert (set(merged.changed), merged.restart) == ({"classes", "rules"}, ("pools",))
     assert [each.name for each in gateway.pipeline.policy.classes] == ["only"]
     assert gateway.marks.at("main").dscp == gateway.marks.of("only").dscp == 44
     assert 'inferlane_gate_waiting{class="only",pool="all"} 0.0' in await page(gateway.admin, "/metrics")
     assert gateway.doors[0].bound == bound
     await gateway.close()
+
+
+async def test_a_reload_prepares_everything_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy of a thousand rules takes a second."""
+    gateway, threads, prepare = Gateway(config(tmp_path), state_dir=tmp_path), [], Config.policy
+
+    def policy(config: Config) -> Policy:
+        threads.append(threading.get_ident())
+        return prepare(config)
+
+    monkeypatch.setattr(Config, "policy", policy)
+    assert await reload(tmp_path / "gateway.yaml", gateway)
+    (thread,) = threads
+    assert thread != threading.get_ident()
 
 
 async def test_a_taken_port_is_named(tmp_path: Path) -> None:

@@ -225,6 +225,10 @@ async def test_head_gets_the_head_only(tmp_path: Path) -> None:
     await talk.run()
     head, body = talk.answer_to(stream_id)
     assert (head[b":status"], body) == (b"200", b"")
+    refused = talk.send(INFER, None, method=b"HEAD")
+    await talk.run()
+    head, body = talk.answer_to(refused)
+    assert (head[b":status"], body) == (b"405", b"")
 
 
 async def test_drain_sends_goaway_once(tmp_path: Path) -> None:
@@ -331,3 +335,31 @@ async def test_a_lower_class_waits_on_a_higher_mark_and_the_higher_one_does_not(
     talk.session.closed()
     await asyncio.sleep(0)
     assert talk.walk.cancelled == 1
+
+
+async def test_what_was_there_before_the_mark_rose_does_not_ride_it_at_will(tmp_path: Path) -> None:
+    async def answer(arrival: Arrival) -> Reply:
+        return Reply(body=bytes(16 * WRITE_AHEAD) if arrival.asked_class == "batch" else b"{}")
+
+    talk = Talk(tmp_path, answer, marks=policing())
+    held = talk.send(INFER, None, (b"inferlane-class", b"batch"))
+    talk.send(INFER, None, (b"inferlane-class", b"realtime"))
+    await talk.run(400)
+    assert talk.peer.mark.carried == "realtime"
+    assert len(talk.answer_to(held)[1]) < 2 * WRITE_AHEAD
+    talk.session.closed()
+    await asyncio.sleep(0)
+    assert talk.walk.cancelled == 1
+
+
+async def test_what_is_not_sent_waits_for_nobody(tmp_path: Path) -> None:
+    async def answer(_: Arrival) -> Reply:
+        return Reply(body=bytes(40_000))
+
+    talk = Talk(tmp_path, answer, marks=policing())
+    talk.send(INFER, None, (b"inferlane-class", b"realtime"))
+    await talk.run()
+    head_only = talk.send(b"/v2", None, (b"inferlane-class", b"batch"), method=b"HEAD")
+    await talk.run()
+    assert talk.answer_to(head_only)[0][b":status"] == b"200"
+    assert talk.session.idle

@@ -81,6 +81,26 @@ def test_who_rides_a_higher_mark_is_policed(requests: list[TrafficClass], served
     assert marks.polices(connection(*requests, marks=marks), served) is polices
 
 
+@pytest.mark.parametrize(
+    ("requests", "served", "may"),
+    [
+        ([BATCH], "batch", True),
+        ([DEFAULT], "batch", True),
+        ([DEFAULT], "realtime", False),
+        ([BATCH, DEFAULT], "batch", False),  # it has risen, and will not again
+        ([REALTIME], "batch", False),  # it is policed already
+        ([], "batch", False),
+    ],
+)
+def test_who_may_come_to_ride_a_higher_mark_is_known_before(
+    requests: list[TrafficClass], served: str, may: bool
+) -> None:
+    marks = marks_of()
+    assert marks.may_police(connection(*requests, marks=marks), served) is may
+    unlimited = marks_of(ClassTable([replace(REALTIME, police=None), DEFAULT, BATCH], DEFAULT))
+    assert not unlimited.may_police(connection(*requests, marks=unlimited), served)
+
+
 async def test_what_is_over_the_rate_waits_and_the_class_itself_does_not() -> None:
     marks = marks_of(ClassTable([replace(REALTIME, police=8), DEFAULT, BATCH], DEFAULT))
     lent = connection(REALTIME, marks=marks)
@@ -108,27 +128,51 @@ async def test_one_that_gives_up_takes_nothing_and_the_next_one_has_its_turn() -
         await second
 
 
-async def test_what_cannot_wait_is_waited_for() -> None:
+async def test_what_does_not_wait_overtakes_nobody_and_leaves_no_debt() -> None:
     marks = marks_of(ClassTable([replace(REALTIME, police=8), DEFAULT, BATCH], DEFAULT))
     lent = connection(REALTIME, marks=marks)
-    marks.charge(lent, "realtime", 1 << 30)
-    marks.charge(lent, "batch", 16_384)
-    waiting = asyncio.create_task(marks.admit(lent, "batch", 1))
+    assert marks.spares(lent, "realtime", 1 << 30)
+    assert marks.spares(lent, "batch", 16_000)
+    assert not any(marks.spares(lent, "batch", 16_000) for _ in range(1000))
+    async with asyncio.timeout(LONG_S):
+        await marks.admit(lent, "batch", 100)  # what is left of the bucket, whatever was asked for meanwhile
+    waiting = asyncio.create_task(marks.admit(lent, "batch", 16_384))
     await asyncio.sleep(0)
-    assert not waiting.done()
+    assert not marks.spares(lent, "batch", 1)
     waiting.cancel()
 
 
 async def test_a_reload_s_rate_counts_at_once() -> None:
     marks = marks_of(ClassTable([replace(REALTIME, police=8), DEFAULT, BATCH], DEFAULT))
     lent = connection(REALTIME, marks=marks)
-    marks.charge(lent, "batch", 1 << 20)
+    await marks.admit(lent, "batch", 1 << 20)
     waiting = asyncio.create_task(marks.admit(lent, "batch", BURST))
     await asyncio.sleep(0)
     marks.replace(CLASSES, LISTENERS)
     async with asyncio.timeout(LONG_S):
         await marks.admit(lent, "batch", BURST)
         await waiting
+
+
+async def test_all_who_wait_go_at_once_when_a_reload_lifts_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = 0
+
+    async def sleep(_: float) -> None:
+        nonlocal slept
+        slept += 1
+        await nap(0)
+
+    nap = asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    marks = marks_of(ClassTable([replace(REALTIME, police=8), DEFAULT, BATCH], DEFAULT))
+    lent = connection(REALTIME, marks=marks)
+    await marks.admit(lent, "batch", 1 << 20)
+    waiting = [asyncio.create_task(marks.admit(lent, "batch", BURST)) for _ in range(20)]
+    await nap(0)
+    marks.replace(ClassTable([replace(REALTIME, police=None), DEFAULT, BATCH], DEFAULT), LISTENERS)
+    async with asyncio.timeout(LONG_S):
+        await asyncio.gather(*waiting)
+    assert slept == 1  # the first of them, before the reload
 
 
 async def test_slices_are_the_whole_body() -> None:

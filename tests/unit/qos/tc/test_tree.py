@@ -6,8 +6,22 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from qos.tc.reconcile.plan import ours, snapshot
-from qos.tc.state import INGRESS_HOOK, U32, Bfifo, Bpf, Clsact, Filter, LinkState, NetworkState, Qdisc, Unread
-from qos.tc.tree import Tree, kind_of, same_options
+from qos.tc.state import (
+    FOREIGN_TABLE,
+    INGRESS_HOOK,
+    OUR_CHAIN,
+    U32,
+    Bfifo,
+    Bpf,
+    Clsact,
+    Filter,
+    LinkState,
+    NetworkState,
+    Qdisc,
+    Redirect,
+    Unread,
+)
+from qos.tc.tree import ALTERED, Tree, kind_of, our_table, same_options
 from tests.fakes.tc_states import CLSACT_QDISC, FOREIGN_FILTERS, FOREIGN_TREE, ROOT_HANDLE, TREE, fq_codel, one
 
 
@@ -51,3 +65,24 @@ def test_a_snapshot_is_what_a_change_can_touch_as_it_can_be_put_back() -> None:
     assert sized.gso_max_size == 65536
     assert snapshot(one(FOREIGN_TREE), one(LinkState(name="eth0"))).links == (LinkState(name="eth0"),)
     assert snapshot(one(FOREIGN_TREE), one(TREE)).links == (FOREIGN_TREE,), "an adopted root goes back"
+
+
+def test_a_redirection_that_leads_nowhere_is_not_put_back() -> None:
+    leads = Filter(INGRESS_HOOK, 0x51A0, 3, 1, Redirect("ifb-eth0"))
+    nowhere = replace(leads, handle=2, options=Redirect(""))
+    (kept,) = snapshot(one(replace(TREE, filters=(leads, nowhere))), one(TREE)).links
+    assert kept.filters == (leads,)
+
+
+def test_a_table_of_somebody_else_is_nothing_of_ours() -> None:
+    assert our_table(FOREIGN_TABLE) == our_table("") == ""
+    assert our_table("classify_1" + ALTERED) == "classify_1" + ALTERED
+    assert ours(NetworkState(table=FOREIGN_TABLE)) == NetworkState()
+
+
+def test_a_snapshot_has_a_table_whole_or_not_at_all() -> None:
+    def kept(table: str) -> str:
+        return snapshot(NetworkState(table=table), NetworkState()).table
+
+    assert kept("classify_1") == kept("classify_1" + ALTERED) == "classify_1"
+    assert kept(OUR_CHAIN + ALTERED) == kept(FOREIGN_TABLE) == kept("") == ""

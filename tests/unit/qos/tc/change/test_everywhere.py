@@ -50,3 +50,14 @@ def test_what_is_gone_took_all_with_it(place):
     pending = making.apply(place.site, POLICY, confirm_s=60).pending
     del place.kernels[None].devices["eth0"]
     assert put_back(place.site, pending, {None: place.kernels[None]}) == ""
+
+
+def test_the_table_that_was_there_is_put_back(place):
+    early = {"class": "batch", "src": "10.0.0.0/8", "before_nat": True}
+    making.apply(place.site, policy_of(flows=(early,)))
+    table = place.kernel.table
+    assert table
+    pending = making.apply(place.site, policy_of(flows=({**early, "src": "10.1.0.0/16"},)), confirm_s=60).pending
+    assert place.kernel.table not in ("", table)
+    assert put_back_everywhere(place.site, pending) == ""
+    assert place.kernel.table == table

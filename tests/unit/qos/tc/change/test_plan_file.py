@@ -5,7 +5,18 @@ import msgspec
 import pytest
 
 from qos.tc.change.plan_file import PlanFileError, Planned, Seen, planned_of, seen
-from qos.tc.state import LinkState, NetworkState
+from qos.tc.state import (
+    EGRESS_HOOK,
+    ROOT,
+    Filter,
+    LinkState,
+    NetworkState,
+    Qdisc,
+    TcClass,
+    Unread,
+    UnreadClass,
+    UnreadFilter,
+)
 from tests.fakes.link_policies import policy_of
 
 HERE = Seen(netns=None, digest="0123")
@@ -54,3 +65,17 @@ def test_the_digest_is_of_both_states():
     assert seen(one, other) == seen(one, other)
     assert seen(one, other).netns == "a"
     assert len({seen(one, one).digest, seen(one, other).digest, seen(other, one).digest}) == 3
+
+
+def test_counters_among_the_options_of_others_make_no_plan_stale():
+    def at(packets: bytes, kind: str = "u32") -> NetworkState:
+        link = LinkState(
+            name="eth0",
+            qdiscs=(Qdisc(0x10000, ROOT, Unread("htb", packets)),),
+            classes=(TcClass(0x10001, 0x10000, UnreadClass("htb", packets)),),
+            filters=(Filter(EGRESS_HOOK, 1, 3, 1, UnreadFilter(kind, packets)),),
+        )
+        return NetworkState(links=(link,))
+
+    assert seen(at(b"1"), NetworkState()) == seen(at(b"2"), NetworkState())
+    assert seen(at(b"1"), NetworkState()) != seen(at(b"1", "flower"), NetworkState())

@@ -5,6 +5,7 @@ import pytest
 
 from qos.tc.change.ledger import Baseline, DeviceBaseline
 from qos.tc.change.scope import namespaces, target, way_back, with_baseline, with_devices_of, without_others
+from qos.tc.reconcile.steps import Table
 from qos.tc.state import CLSACT, EGRESS_HOOK, ROOT, Clsact, Filter, LinkState, NetworkState, Qdisc, Unread, UnreadFilter
 from tests.fakes.fake_kernel import FakeDevice, FakeKernel
 from tests.fakes.link_policies import policy_of
@@ -58,8 +59,10 @@ def test_a_device_that_was_made_anew_begins_anew(kernel):
 def test_a_root_that_is_adopted_is_remembered(kernel):
     strange = Qdisc(0x10000, ROOT, Unread("sfq", b"\1"))
     kernel.devices["eth0"].qdiscs = {strange.handle: strange}
+    below = Qdisc(0x20000, 0x10001, Unread("pfifo", b"\2"))
+    kernel.devices["eth0"].qdiscs[below.handle] = below
     (found,) = with_baseline(EMPTY, [of(policy_of({"adopt": True}), kernel)]).devices
-    assert found.root == strange
+    assert (found.root, found.qdiscs) == (strange, (below,))
     # Nothing is made with marks alone, and so nothing is to be given back.
     (found,) = with_baseline(EMPTY, [of(policy_of({"engine": "marks"}), kernel)]).devices
     assert found.root is None
@@ -89,6 +92,17 @@ def test_what_is_no_longer_named_is_given_back(kernel):
     assert found.desired.link("eth1") == LinkState(name="eth1", qdiscs=(strange,), gso_max_size=40_000)
     assert found.desired.link("gone") is None
     assert of(policy_of(), kernel, baseline(had())).observed.link("eth1") is None
+
+
+def test_a_device_that_was_renamed_is_given_back_what_it_had(kernel):
+    strange = Qdisc(0x10000, ROOT, Unread("sfq", b"\1"))
+    known = baseline(had("wan0", index=2, gso_max_size=40_000, root=strange))
+    assert of(None, kernel, known).desired.links == (LinkState(name="eth0", qdiscs=(strange,), gso_max_size=40_000),)
+    found = of(policy_of({"name": "eth1"}), kernel, known)
+    assert found.desired.link("eth0") == LinkState(name="eth0", qdiscs=(strange,), gso_max_size=40_000)
+    assert with_baseline(known, [of(policy_of(), kernel, known)]).devices == (
+        had("eth0", gso_max_size=40_000, root=strange),
+    )
 
 
 def test_everything_is_given_back_where_there_is_no_policy(kernel):
@@ -122,3 +136,28 @@ def test_the_way_back_from_a_second_try_leads_to_before_the_first():
     )
     assert way_back(None, now) == now
     assert way_back(first, now).links == (LinkState(name="eth0"), *now.links[2:])
+
+
+def test_a_table_goes_with_the_policy_and_stays_what_an_interrupted_change_had_found(kernel):
+    kernel.table = "classify_1"
+    assert [each.subject for each in of(None, kernel, baseline(had())).steps] == [Table("classify_1")]
+    found = NetworkState(links=(LinkState(name="eth1"),), table="classify_2")
+    before = NetworkState(links=(LinkState(name="eth0"),), table="classify_1")
+    assert way_back(before, found) == NetworkState(links=(*before.links, *found.links), table="classify_1")
+    assert way_back(None, found).table == "classify_2"
+
+
+def test_a_table_is_kept_while_a_device_is_given_back(kernel):
+    early = {"class": "batch", "src": "10.0.0.0/8", "before_nat": True}
+    found = of(policy_of(flows=(early,)), kernel, baseline(had("eth1")))
+    assert found.desired.link("eth1") is not None
+    assert found.desired.table in found.programs
+
+
+def test_a_root_that_somebody_made_since_is_not_replaced_by_the_one_of_before(kernel):
+    before = Qdisc(0x10000, ROOT, Unread("sfq", b"\1"))
+    newer = Qdisc(0x20000, ROOT, Unread("fq", b"\2"))
+    known = baseline(had(root=before))
+    kernel.devices["eth0"].qdiscs = {newer.handle: newer}
+    assert of(None, kernel, known).steps == ()
+    assert [each.device for each in of(policy_of({"name": "eth1"}), kernel, known).steps if each.device == "eth0"] == []

@@ -195,3 +195,13 @@ def test_where_systemd_refuses_a_process_watches(ledger, tmp_path, monkeypatch):
     (pid,) = watchers_of(ledger)
     ledger.remove(Pending)
     until(lambda: None if alive(pid) else True, "the watcher's end")
+
+
+def test_the_log_is_not_written_where_a_link_leads(ledger, tmp_path):
+    elsewhere = tmp_path / "precious"
+    elsewhere.write_bytes(b"x" * 300 * 1024)
+    ledger.folder.mkdir()
+    (ledger.folder / "watcher.log").symlink_to(elsewhere)
+    with pytest.raises(watcher.ArmError, match="no watcher could be started, so nothing was changed: "):
+        watcher._start(ledger, pending_until(boot_clock() + 60), tmp_path)
+    assert elsewhere.stat().st_size == 300 * 1024

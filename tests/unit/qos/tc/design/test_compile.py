@@ -16,6 +16,7 @@ from qos.tc.reconcile.plan import agree
 from qos.tc.state import (
     CLSACT,
     EGRESS_HOOK,
+    FOREIGN_TABLE,
     INGRESS_HOOK,
     OUR_FILTERS,
     ROOT,
@@ -182,6 +183,18 @@ def test_without_clsact_filters_hang_on_our_root():
     assert all(isinstance(each.options, U32) for each in small.desired.links[0].filters)
 
 
+def test_filters_of_others_that_would_see_nothing_of_what_comes_in_are_named():
+    def warned(pref: int, hook: int = INGRESS_HOOK) -> list[str]:
+        theirs = Filter(hook, pref, 3, 1, UnreadFilter("bpf", None))
+        state = seen(Qdisc(0xFFFF0000, CLSACT, Clsact()), filters=(theirs,))
+        notes = compiled(policy_of({"ingress": "10mbit"}), observed=state).notes
+        return [each.text for each in notes if "will see nothing" in each.text]
+
+    (said,) = warned(49152)
+    assert said.startswith("filters that are not ours, with pref 49152 at its ingress hook, will see nothing: packets")
+    assert warned(1) == warned(49152, EGRESS_HOOK) == []
+
+
 def test_what_comes_in_passes_the_hook_of_an_ingress_qdisc_as_well():
     found = compiled(policy_of({"ingress": "1mbit"}), observed=seen(foreign("ingress", CLSACT)))
     ifb, link = found.desired.links
@@ -265,3 +278,64 @@ def test_compiled_again_on_its_own_result_nothing_is_left_to_do(policy, engine, 
     assert again.programs == first.programs
     handles = {each.handle for link in first.desired.links for each in (*link.qdiscs, *link.classes)}
     assert {handle for _, handle in first.labels if handle >> 16 not in (0x51A, 0x51B)} <= handles
+
+
+EARLY = {"class": "batch", "src": "10.0.0.0/8", "before_nat": True}
+
+
+def table_of(found: Compiled) -> str:
+    return found.programs[found.desired.table].decode() if found.desired.table else ""
+
+
+def early_notes(found: Compiled) -> list[tuple[str, str]]:
+    return [(each.severity, each.text) for each in found.notes if "flows[0]" in each.text]
+
+
+@pytest.mark.parametrize(
+    ("engine", "priority"), [("htb", "51a:30"), ("cake", "51a:1"), ("ets", "51a:3"), ("fq", "51a:2")]
+)
+def test_a_flow_before_nat_gets_the_priority_of_its_class_in_every_engine(engine, priority):
+    found = compiled(policy_of({"engine": engine}, flows=(EARLY,)))
+    assert f'oifname "eth0" ip saddr 10.0.0.0/8 meta priority set {priority} accept' in table_of(found)
+    assert early_notes(found) == []
+
+
+def test_without_such_flows_there_is_no_table():
+    assert compiled(policy_of(flows=({**EARLY, "before_nat": False},))).desired.table == ""
+
+
+def test_the_table_has_the_numbers_of_the_root_that_is_to_be():
+    moved = seen(Qdisc(0x51A0000, ROOT, Htb(0x30)))
+    first, second = (compiled(policy_of(flows=(EARLY,)), observed=each) for each in (EMPTY, moved))
+    assert "51b:30" in table_of(second)
+    assert first.desired.table != second.desired.table
+
+
+def test_what_comes_in_is_not_in_the_table_and_this_is_told():
+    found = compiled(policy_of({"ingress": "10mbit"}, flows=(EARLY,)))
+    assert "ifb" not in table_of(found)
+    ((severity, said),) = early_notes(found)
+    assert severity == "warning" and said.startswith("ingress: ")
+
+
+def test_what_nftables_lacks_is_told_and_the_rest_is_kept():
+    lacking = replace(FULL, nftables="the program nft is not installed: apt install nftables")
+    found = compiled(policy_of(flows=(EARLY,)), capabilities=lacking)
+    assert found.desired.table == "" and found.desired.links[0].classes
+    ((severity, said),) = early_notes(found)
+    assert severity == "degraded" and said.endswith("apt install nftables")
+    refused = refusal(policy_of({"degrade": "refuse"}, flows=(EARLY,)), capabilities=lacking)
+    assert "apt install nftables; degrade: allow accepts that" in refused
+
+
+def test_somebody_elses_table_of_our_name_is_told_and_not_wanted():
+    found = compiled(policy_of(flows=(EARLY,)), observed=NetworkState(table=FOREIGN_TABLE))
+    assert found.desired.table == ""
+    assert "is not ours; rename it" in early_notes(found)[0][1]
+
+
+def test_with_marks_alone_there_is_nothing_to_bring_a_flow_to():
+    found = compiled(policy_of({"engine": "marks", "ingress": "10mbit"}, flows=(EARLY,)))
+    assert found.desired.table == ""
+    ((severity, said),) = early_notes(found)
+    assert severity == "warning" and "engine marks" in said

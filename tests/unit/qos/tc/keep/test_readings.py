@@ -52,6 +52,17 @@ def test_counts_only_grow_however_often_the_tree_is_made_anew(lives):
     assert egress.bytes >= max(sum(life) for life in lives)
 
 
+def test_a_class_that_gets_another_one_s_handle_begins_anew():
+    readings = Readings()
+    readings.read("eth0", {CLASS: Counters(bytes=1000, packets=10)}, LABELS)
+    renamed = {("eth0", CLASS): "first"}
+    readings.read("eth0", {CLASS: Counters(bytes=1100, packets=11)}, renamed)
+    egress, _ = readings.of_interface("eth0", STATE, renamed | {("ifb-eth0", CLASS): "first"})
+    assert (egress.name, egress.bytes, egress.packets) == ("first", 100, 1)
+    readings.read("eth0", {CLASS: Counters(bytes=1105, packets=12)}, LABELS)
+    assert readings.of_interface("eth0", STATE, LABELS)[0].bytes == 1005
+
+
 def test_a_tree_made_anew_is_counted_on():
     readings = Readings()
     for counted in (50, 80, 10, 15):

@@ -65,6 +65,27 @@ def test_only_a_device_that_is_new_is_unmade(place):
     assert (set(found.changed), found.unmade) == ({"eth0", "eth1"}, frozenset({"eth0", "eth1"}))
 
 
+def test_the_ifb_of_an_interface_that_went_is_work_to_do_and_nobodys_drift(place):
+    upkeep = Upkeep(place.site, None)
+    upkeep.look(confirmed(place).policy)
+    del place.kernel.devices["eth0"]
+    found = upkeep.look(confirmed(place).policy)
+    assert (found.missing, set(found.changed), found.unmade) == (("eth0",), {"eth0"}, frozenset({"eth0"}))
+    assert upkeep.make(confirmed(place)) == ""
+    assert set(place.kernel.devices) == {"eth1"}
+
+
+def test_another_mtu_is_nobodys_drift(place):
+    upkeep = Upkeep(place.site, None)
+    upkeep.look(confirmed(place).policy)
+    place.kernel.devices["eth1"].mtu = 9000
+    found = upkeep.look(confirmed(place).policy)
+    assert (set(found.changed), found.unmade) == ({"eth1"}, frozenset({"eth1"}))
+    assert upkeep.make(confirmed(place)) == ""
+    drift(place, "eth1")
+    assert upkeep.look(confirmed(place).policy).unmade == frozenset()
+
+
 def test_what_a_new_device_had_is_written_down_before_it_is_changed(place):
     upkeep = Upkeep(place.site, None)
     place.kernel.devices = {"other": FakeDevice("other"), "eth0": FakeDevice("eth0", gso_max_size=30_000)}
@@ -112,3 +133,16 @@ def test_counts_are_read_from_every_device_that_is_kept(place, monkeypatch):
 def test_a_namespace_is_known_by_what_it_is_and_not_by_its_name(place):
     assert Upkeep(place.site, None).identity != ""
     assert Upkeep(place.site, "misspelt").identity == ""
+
+
+def test_a_table_that_somebody_removed_is_missed_on_every_interface_and_made_again(place):
+    early = {"class": "batch", "src": "10.0.0.0/8", "before_nat": True}
+    making.apply(place.site, policy_of({"ingress": "10mbit"}, {"name": "eth1"}, flows=(early,)))
+    upkeep = Upkeep(place.site, None)
+    assert upkeep.look(confirmed(place).policy).changed == {}
+    table, place.kernel.table = place.kernel.table, ""
+    found = upkeep.look(confirmed(place).policy)
+    assert set(found.changed) == {"eth0", "eth1"} and found.unmade == frozenset()
+    assert found.trouble("eth0") == f"+ nftables table inet inferlane: {table}"
+    assert upkeep.make(confirmed(place)) == ""
+    assert place.kernel.table == table

@@ -17,7 +17,7 @@ from qos.tc.change.ledger import Confirmed, LastRollback, Pending
 from qos.tc.change.lock import locked
 from qos.tc.errors import KernelError
 from qos.tc.keep.keeping import FULL_CHECK_S, WINDOW_S
-from qos.tc.keep.messages import LogLine, Standing
+from qos.tc.keep.messages import Ended, LogLine, Standing
 from qos.tc.keep.vigil import Vigil
 from qos.tc.policy import LinkPolicy
 from tests.fakes.fake_kernel import FakeDevice, FakeKernel
@@ -292,6 +292,16 @@ def test_at_the_end_it_keeps_or_releases_and_the_books_stay(kept, on_exit, shape
         assert kept.place.devices() == before
     again = Kept(kept.place)
     assert again.looks() == ([] if shaped else ["traffic_control_made"])
+
+
+def test_at_the_end_what_another_one_keeps_is_left_to_it(kept):
+    kept.confirm(on_exit="release")
+    vigil = Vigil(kept.place.site, alone=lambda: False)
+    vigil.look(0.0)
+    vigil.reports()
+    assert vigil.end() == Ended(released=False)
+    assert kept.shaped()
+    assert [each.name for each in vigil.reports()] == ["traffic_control_left"]
 
 
 def test_at_the_end_a_change_that_waits_is_its_watchers(kept):

@@ -20,6 +20,7 @@ from qos.tc.kernel.links import (
     removal_message,
     shaped_by_ifb,
     transmit_queues,
+    up_message,
 )
 
 HEAD = struct.Struct("=BBHiII")
@@ -60,6 +61,10 @@ def test_an_ifb_is_made_down_and_then_marked_and_set_up():
     assert HEAD.unpack_from(marked)[4:] == (1, 1)
     assert read_text(nested_attributes(marked[16:])[20]) == "inferlane ingress of eth0"
     assert read_text(nested_attributes(removal_message("ifb-eth0")[16:])[3]) == "ifb-eth0"
+
+
+def test_a_device_is_set_up_by_index():
+    assert HEAD.unpack(up_message(9))[3:] == (9, 1, 1)
 
 
 def test_the_size_of_trains_is_set_by_index():

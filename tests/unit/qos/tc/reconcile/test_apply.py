@@ -192,3 +192,37 @@ def test_a_device_that_goes_meanwhile_takes_all_with_it() -> None:
     assert outcome.failure is not None
     assert "No such device" in outcome.failure
     assert (outcome.rolled_back, outcome.residual, outcome.unshaped) == (True, (), False)
+
+
+def test_a_table_is_made_and_removed() -> None:
+    kernel = FakeKernel.of(BARE)
+    assert applied(kernel, replace(DESIRED, table="classify_a")).failure is None
+    assert kernel.table == "classify_a"
+    assert applied(kernel, DESIRED).failure is None
+    assert kernel.table == ""
+
+
+def test_a_table_whose_text_is_not_at_hand_is_refused_before_the_first_step() -> None:
+    kernel = FakeKernel.of(BARE)
+    outcome = applied(kernel, replace(DESIRED, table="classify_z"))
+    assert outcome.rolled_back and "classify_z: it is not among those at hand" in (outcome.failure or "")
+    assert kernel.calls == 0
+
+
+def test_where_nft_fails_on_the_way_back_too_the_roots_go_all_the_same() -> None:
+    kernel = FakeKernel.of(replace(DESIRED, table="classify_a"))
+
+    def broken(transaction: str) -> None:
+        raise KernelError(0, "nft is gone", "table")
+
+    kernel.fails = lambda call: call >= 3
+    kernel.set_table = broken  # type: ignore[method-assign]
+    outcome = applied(kernel, replace(WITHOUT_CLASS, table="classify_b"))
+    assert outcome.failure is not None
+    kernel.fails = lambda call: False
+    # The table was never replaced, so without it failing again everything is put back.
+    kernel = FakeKernel.of(replace(DESIRED, table="classify_a"))
+    kernel.set_table = broken  # type: ignore[method-assign]
+    outcome = applied(kernel, replace(WITHOUT_CLASS, table="classify_b"))
+    assert outcome.rolled_back and "nft is gone" in (outcome.failure or "")
+    assert kernel.table == "classify_a"

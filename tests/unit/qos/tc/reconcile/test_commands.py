@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from qos.tc.reconcile.commands import describe, symbol, tc_commands
-from qos.tc.reconcile.plan import Device, Gso, Step, Subject, Verb, plan
+from qos.tc.reconcile.plan import Device, Gso, Step, Subject, Table, Verb, plan
 from qos.tc.state import (
     EGRESS_HOOK,
     INGRESS_HOOK,
@@ -168,4 +168,31 @@ def test_every_step_of_any_plan_can_be_said(observed: NetworkState, desired: Net
         assert "\n" not in line
         commands = tc_commands(each, None)
         assert commands
-        assert all(command.startswith(("tc ", "ip ", "# ")) for command in commands)
+        assert all(command.startswith(("tc ", "ip ", "nft ", "# ")) for command in commands)
+
+
+def table_step(verb: Verb, before: Table | None = None) -> Step:
+    return Step(verb=verb, device="", subject=Table("classify_2"), before=before)
+
+
+def test_a_table_is_told_with_its_chains_name() -> None:
+    old = Table("classify_1")
+    assert describe(table_step(Verb.ADD), {}) == "+ nftables table inet inferlane: classify_2"
+    assert describe(table_step(Verb.REPLACE, old), {}) == "~ nftables table inet inferlane: classify_1 -> classify_2"
+    assert describe(table_step(Verb.DELETE), {}) == "- nftables table inet inferlane"
+
+
+def test_a_tables_command_is_the_whole_transaction() -> None:
+    programs = {"classify_2": b"table inet inferlane {\n}\n"}
+    (command,) = tc_commands(table_step(Verb.ADD), "blue", programs)
+    assert command.splitlines() == [
+        "ip netns exec blue nft -f - <<'EOF'",
+        "add table inet inferlane",
+        "delete table inet inferlane",
+        "table inet inferlane {",
+        "}",
+        "EOF",
+    ]
+    assert tc_commands(table_step(Verb.REPLACE), None, programs) == [command.removeprefix("ip netns exec blue ")]
+    assert tc_commands(table_step(Verb.DELETE), None) == ["nft delete table inet inferlane"]
+    assert tc_commands(table_step(Verb.ADD), None)[0].startswith("# nft -f -")

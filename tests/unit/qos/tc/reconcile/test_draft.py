@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from qos.tc.reconcile.plan import Step, Verb, plan
-from qos.tc.state import ROOT, U32, Bfifo, Filter, Htb, LinkState, Qdisc, TcClass
+from qos.tc.state import ROOT, U32, Bfifo, Filter, Htb, LinkState, Qdisc, Tbf, TcClass
 from tests.fakes.tc_states import ROOT_HANDLE, TREE, fq_codel, htb_class, one
 
 
@@ -31,6 +31,19 @@ def test_another_leaf_limit_is_changed_in_place() -> None:
     want = replace(TREE, qdiscs=(TREE.qdiscs[0], Qdisc(0x160000, 0x51A0016, Bfifo(3000)), TREE.qdiscs[2]))
     (step,) = plan(one(TREE), one(want), {("eth0", 0x160000): 176})
     assert (step.verb, step.loss.packets) == (Verb.CHANGE, 0)
+
+
+def test_a_tbf_never_keeps_a_packet_that_its_smaller_burst_would_hold_for_ever() -> None:
+    def cutting(burst: int, limit: int = 9000) -> LinkState:
+        return replace(
+            TREE, qdiscs=(TREE.qdiscs[0], Qdisc(0x160000, 0x51A0016, Tbf(10**9, burst, limit)), TREE.qdiscs[2])
+        )
+
+    (step,) = plan(one(cutting(140)), one(cutting(7)), {("eth0", 0x160000): 8})
+    assert (step.verb, step.loss.packets) == (Verb.REPLACE, 8)
+    for want in (cutting(200), cutting(140, limit=10)):
+        (step,) = plan(one(cutting(140)), one(want), {("eth0", 0x160000): 8})
+        assert (step.verb, step.loss.packets) == (Verb.CHANGE, 0)
 
 
 def test_another_kind_of_leaf_loses_what_waits_in_it() -> None:

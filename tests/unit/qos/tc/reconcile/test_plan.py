@@ -9,9 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from qos.tc.reconcile.plan import Step, Verb, agree, ours, plan
-from qos.tc.state import EGRESS_HOOK, ROOT, U32, Bfifo, Bpf, Filter, LinkState, NetworkState, Qdisc, TcClass
-from qos.tc.tree import foreign_filters
+from qos.tc.reconcile.plan import Step, Table, Verb, agree, ours, plan
+from qos.tc.state import (
+    EGRESS_HOOK,
+    FOREIGN_TABLE,
+    ROOT,
+    U32,
+    Bfifo,
+    Bpf,
+    Filter,
+    Htb,
+    LinkState,
+    NetworkState,
+    Qdisc,
+    Tbf,
+    TcClass,
+)
+from qos.tc.tree import ALTERED, foreign_filters
 from tests.fakes.fake_kernel import FakeKernel
 from tests.fakes.tc_applying import applied
 from tests.fakes.tc_states import (
@@ -46,8 +60,24 @@ def test_nothing_to_do() -> None:
 def test_a_first_plan_builds_from_the_top_down() -> None:
     steps = plan(one(LinkState(name="eth0")), one(TREE))
     assert {each.verb for each in steps} == {Verb.ADD}
-    assert [each.subject for each in steps] == [TREE.qdiscs[0], *TREE.classes, *TREE.qdiscs[1:]]
-    assert all(each.loss.packets == 0 for each in steps)
+    # Each class with its queue, and last the default one, where packets come at once.
+    pairs = [each for pair in zip(TREE.classes[1:], TREE.qdiscs[1:], strict=True) for each in pair]
+    assert [each.subject for each in steps] == [TREE.qdiscs[0], TREE.classes[0], *pairs]
+    assert [each.loss.packets for each in steps] == [0, 0, 0, 0, 0, None]
+    assert steps[0].loss.text == "what is sent while the kernel changes the root, about 1 ms"
+
+
+def test_the_default_class_is_the_last_to_come() -> None:
+    first_is_default = replace(TREE, qdiscs=(Qdisc(ROOT_HANDLE, ROOT, Htb(0x16)), *TREE.qdiscs[1:]))
+    steps = plan(one(LinkState(name="eth0")), one(first_is_default))
+    assert [each.subject for each in steps][-2:] == [TREE.classes[1], TREE.qdiscs[1]]
+
+
+def test_behind_a_new_class_all_its_queues_come_at_once() -> None:
+    inner = Qdisc(0x40160000, 0x160001, Bfifo(9))
+    want = replace(TREE, qdiscs=(TREE.qdiscs[0], Qdisc(0x160000, 0x51A0016, Tbf(9, 9, 9)), TREE.qdiscs[2], inner))
+    steps = plan(one(LinkState(name="eth0")), one(want))
+    assert [each.subject for each in steps][2:5] == [TREE.classes[1], want.qdiscs[1], inner]
 
 
 def test_a_program_is_replaced_at_once_and_filters_of_others_stay() -> None:
@@ -121,9 +151,9 @@ def test_any_state_becomes_any_other_with_the_losses_that_were_said(
     losses: list[int] = []
     outcome = applied(kernel, desired, steps=steps, drain_s=0.0, before_step=lambda _: losses.append(kernel.lost))
     assert outcome.failure is None
-    assert [after - before for before, after in pairwise([*losses, kernel.lost])] == [
-        each.loss.packets for each in steps
-    ]
+    lost = [after - before for before, after in pairwise([*losses, kernel.lost])]
+    assert lost == [each.loss.packets for each in outcome.done]
+    assert all(each.loss.packets in (None, packets) for each, packets in zip(steps, lost, strict=True))
     now = kernel.observe(["eth0"])
     assert plan(now, desired) == ()
     root_adopted = any(each.parent == ROOT for each in desired.links[0].qdiscs)
@@ -131,3 +161,39 @@ def test_any_state_becomes_any_other_with_the_losses_that_were_said(
     clsact = CLSACT_QDISC in desired.links[0].qdiscs and not foreign_filters(observed.links[0])
     gso = desired.links[0].gso_max_size is not None and all(each.gso_max_size for each in desired.links)
     assert alike(ours(now), clsact=clsact, gso=gso) == alike(desired, clsact=clsact, gso=gso)
+
+
+def table_steps(old: str, new: str) -> list[Step]:
+    return list(plan(replace(one(TREE), table=old), replace(one(TREE), table=new)))
+
+
+def test_a_table_is_made_replaced_and_removed_without_loss() -> None:
+    (add,) = table_steps("", "classify_1")
+    assert (add.verb, add.subject, add.before) == (Verb.ADD, Table("classify_1"), None)
+    (other,) = table_steps("classify_1", "classify_2")
+    assert (other.verb, other.subject, other.before) == (Verb.REPLACE, Table("classify_2"), Table("classify_1"))
+    (gone,) = table_steps("classify_1", "")
+    assert (gone.verb, gone.subject) == (Verb.DELETE, Table("classify_1"))
+    assert {each.loss.packets for each in (add, other, gone)} == {0}
+    assert {each.device for each in (add, other, gone)} == {""}
+    assert table_steps("classify_1", "classify_1") == []
+
+
+def test_a_table_that_somebody_altered_is_made_again() -> None:
+    (step,) = table_steps("classify_1" + ALTERED, "classify_1")
+    assert (step.verb, step.subject) == (Verb.REPLACE, Table("classify_1"))
+
+
+def test_a_table_of_somebody_else_is_let_be() -> None:
+    assert table_steps(FOREIGN_TABLE, "") == []
+    assert not agree(replace(one(TREE), table=FOREIGN_TABLE), replace(one(TREE), table="classify_1"))
+
+
+def test_a_table_comes_when_all_classes_are_there_and_before_any_goes() -> None:
+    extra = classes_with(TREE, TcClass(0x51A0030, 0x51A0001, htb_class()))
+    have = NetworkState(links=(extra, LinkState(name="eth1")), table="classify_1")
+    want = NetworkState(links=(TREE, replace(extra, name="eth1")), table="classify_2")
+    steps = [(each.verb, type(each.subject).__name__, each.device) for each in plan(have, want)]
+    place = steps.index((Verb.REPLACE, "Table", ""))
+    assert {(verb, device) for verb, _, device in steps[:place]} == {(Verb.ADD, "eth1")}
+    assert steps[place + 1 :] == [(Verb.DRAIN, "TcClass", "eth0"), (Verb.DELETE, "TcClass", "eth0")]

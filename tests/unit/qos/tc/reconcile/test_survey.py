@@ -67,3 +67,34 @@ def test_interfaces_of_other_namespaces_are_not_asked_for() -> None:
     kernel.netns = "blue"
     policy = policy_of({"netns": "blue"}, {"name": "eth9"})
     assert {each.device for each in surveyed(kernel, policy, "blue").steps} == {"eth0"}
+
+
+EARLY = {"class": "batch", "src": "10.0.0.0/8", "before_nat": True}
+
+
+def test_a_table_is_tried_only_while_it_is_not_in_force() -> None:
+    kernel, tried = FakeKernel.of(BARE), []
+
+    def refusal(transaction: str) -> str:
+        tried.append(transaction)
+        return ""
+
+    kernel.table_refusal = refusal  # type: ignore[method-assign]
+    policy = policy_of(flows=(EARLY,))
+    found = surveyed(kernel, policy)
+    assert len(tried) == 1 and found.compiled.desired.table in tried[0]
+    assert applied(kernel, found.compiled.desired, programs=found.compiled.programs).failure is None
+    assert surveyed(kernel, policy).steps == ()
+    surveyed(kernel, policy_of())
+    assert len(tried) == 1, "nothing to ask nft"
+
+
+def test_what_nft_refuses_is_a_note_and_the_rest_is_made() -> None:
+    kernel = FakeKernel.of(BARE)
+    kernel.nft_says = "Could not process rule: No such file or directory"
+    found = surveyed(kernel, policy_of(flows=(EARLY,)))
+    assert found.compiled.desired.table == ""
+    (note,) = (each for each in found.compiled.notes if "before NAT" in each.text)
+    assert note.severity == "degraded"
+    assert note.text.endswith("before NAT: nftables: Could not process rule: No such file or directory")
+    assert found.steps
