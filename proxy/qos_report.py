@@ -89,18 +89,22 @@ def changed_text(changed: Changed, now: float) -> str:
     lines = [f"{note.severity}: {note.where}: {note.text}" for each in changed.targets for note in each.notes]
     if changed.pending is None:
         if changed.steps:
-            lines.append(f"change {changed.id}: {changed.steps} steps made and read back; it is confirmed")
+            lines.append(f"change {changed.id}: {_steps(changed.steps)} made and read back; it is confirmed")
         else:
             lines.append("nothing to do: the kernel has all that this config asks; it is confirmed")
         return "\n".join(lines)
     left = format_duration(math.ceil(seconds_left(changed.pending, now)))
     lines.append(
-        f"change {changed.id}: {changed.steps} steps made and read back"
+        f"change {changed.id}: {_steps(changed.steps)} made and read back"
         if changed.targets
         else f"change {changed.id}: waits longer"
     )
     lines.append(f"it is put back in {left}, unless you say before: inferlane qos confirm")
     return "\n".join(lines)
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def changed_document(changed: Changed, now: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.table import Table
@@ -15,7 +15,7 @@ from qos.tc.change.scope import Target
 from qos.tc.kernel.statistics import Counters, grown
 from qos.tc.policy import LinkPolicy
 from qos.tc.reconcile.commands import describe
-from qos.tc.state import HtbClass, handle_text, is_our_qdisc
+from qos.tc.state import HtbClass, LinkState, handle_text, is_our_qdisc
 from qos.units import format_rate
 
 __all__ = ["ClassRow", "Reading", "link_tables", "rows", "status_document"]
@@ -74,7 +74,19 @@ def rows(target: Target, policy: LinkPolicy, readings: Sequence[Reading], over_s
                         **_counted(handle, before, after, over_s),
                     )
                 )
+        _sum_drops(found, link)
     return found
+
+
+def _sum_drops(found: list[ClassRow], link: LinkState) -> None:
+    """A root does not count what its leaves throw away after cutting a train."""
+    interface = link.ifb_for or link.name
+    direction = "egress" if link.ifb_for is None else "ingress"
+    here = [each for each in found if (each.interface, each.direction) == (interface, direction)]
+    for each in here:
+        if each.traffic_class == "all":
+            total = max(each.drops, sum(other.drops for other in here if other is not each))
+            found[found.index(each)] = replace(each, drops=total)
 
 
 def _counted(
@@ -146,4 +158,4 @@ def _cells(row: ClassRow) -> list[str]:
 def _rate(bits_per_s: int | None) -> str:
     if bits_per_s is None:
         return "-"
-    return format_rate(bits_per_s) if bits_per_s else "0"
+    return format_rate(float(f"{bits_per_s:.3g}")) if bits_per_s else "0"

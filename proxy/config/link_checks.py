@@ -223,25 +223,31 @@ def link_warnings(config: Config) -> Iterator[Fault]:
 
     A class above the default one borrows before all below it, and waits for nobody only as long as it stays within its
     share (measured: a probe below its class's rate never waits). No client has a rate limit, so what a listener may
-    carry of such a class is bounded by its ceiling alone. Where the ceiling is more than the share, both numbers are
-    told, for the slowest link. RFC 3246 section 2.9 asks the same of EF: police it to what is configured for it.
+    carry of such a class is bounded by its ceiling alone. Where nobody wrote that, and it is more than the share, both
+    numbers are told, for the slowest link. RFC 3246 section 2.9 asks the same of EF: police it to what is configured.
     """
     if not config.interfaces:
         return
     place, slowest = min(enumerate(config.interfaces), key=lambda each: each[1].egress)
     promised = config.link_policy()
+    written = {
+        each.name for each in config.classes if each.link is not None and "ceiling" in each.link.model_fields_set
+    }
     ranks = {each.name: each.rank for each in promised.classes}
     highest = {each.name: ranks[each.max_class or promised.default.name] for each in config.listeners}
     for each in promised.classes:
         doors = [name for name, rank in highest.items() if rank <= each.rank]
         if each.rank >= promised.default.rank or not doors or not 0 < each.share < each.ceiling - 1e-9:
             continue
+        if each.name in written:
+            continue
         guaranteed, most = (format_rate(slowest.egress * part) for part in (each.share, each.ceiling))
         yield Fault(
             ("interfaces", place, "egress"),
             f"{each.name} is guaranteed {guaranteed} of it ({format_share(each.share)}) and may send {most} "
             f"(ceiling {format_share(each.ceiling)}): nothing limits what {_listed(doors)} may carry of it, and above "
-            "its share it takes what lower classes would borrow; give it the share it needs, and the same as ceiling",
+            "its share it takes what lower classes would borrow; give it the share it needs and write its ceiling: the "
+            "same number holds it there, and bursts then wait for that rate; 100% says that this is meant",
         )
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 
 import msgspec
@@ -290,6 +291,15 @@ def drop_net_admin() -> None:
     for each in range(3):
         words[each] &= ~(1 << 12)
     assert ctypes.CDLL(None).capset(header, struct.pack("=6I", *words)) == 0
+
+
+def test_what_a_killed_probe_left_goes_with_the_next(host, kernel):
+    ended = subprocess.Popen(["true"])
+    ended.wait(10)
+    host.ip(f"link add ilp{ended.pid:x}-00ff type ifb")
+    with kernel.scratch() as (name, _):
+        assert {each for each in kernel.facts() if each.startswith("ilp")} == {name}
+    assert not [each for each in kernel.facts() if each.startswith("ilp")]
 
 
 def test_a_kernel_is_probed_without_a_trace(host, kernel):

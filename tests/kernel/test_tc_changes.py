@@ -98,7 +98,7 @@ def test_a_failure_in_the_middle_is_undone(host, capabilities):
         for policy in (first, second):
             present, number, failed = seen(host), 0, True
             while failed:
-                number += 5
+                number += 8
                 found = survey(policy, host.name, kernel, capabilities)
                 programs |= found.compiled.programs
                 kernel.fails = [kernel.changes + number]
@@ -107,7 +107,7 @@ def test_a_failure_in_the_middle_is_undone(host, capabilities):
                 if failed:
                     assert (outcome.rolled_back, outcome.residual, outcome.unshaped) == (True, (), False)
                     assert seen(host) == present
-            assert number > 5
+            assert number > 8
             assert survey(policy, host.name, kernel, capabilities).steps == ()
         kernel.fails = []
         nothing = NetworkState(netns=host.name, links=(LinkState(name="eth0"),))

@@ -192,7 +192,8 @@ class _Compiling:
         if interface.name in self.early:
             self.early[interface.name] = early_handles(state.qdiscs[0].handle, queues.handles)
         ours = present is not None and any(map(is_our_qdisc, present.qdiscs))
-        state = msgspec.structs.replace(state, gso_max_size=longest_train(link, ours=ours))
+        if choice.name != "cake":  # which cuts trains itself
+            state = msgspec.structs.replace(state, gso_max_size=longest_train(link, ours=ours))
         if interface.ingress is not None:
             state = self._redirected(where, interface, facts, choice, state, notes)
         self.links.append(state)

@@ -188,7 +188,7 @@ def _banded(handle: int, options: QdiscOptions, handles: dict[str, int], *, by_c
         handles=handles,
         labels={place: _listed(names) for place, names in together.items() if place >> 16},
         by_classid=by_classid,
-        sharing=f"{_listed(shared)} share one" if shared else "each class has one of its own",
+        sharing=f"{_listed(shared)} share one queue" if shared else "each class has a queue to itself",
     )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import os
+import re
+import secrets
 import socket
 import struct
 from pathlib import Path
@@ -16,12 +19,14 @@ __all__ = [
     "alias_of_ifb",
     "creation_message",
     "gso_message",
+    "left_behind",
     "link_index",
     "link_speed",
     "managed_by",
     "marking_message",
     "parse_link",
     "removal_message",
+    "scratch_name",
     "shaped_by_ifb",
     "transmit_queues",
     "up_message",
@@ -118,6 +123,25 @@ def transmit_queues(control: socket.socket, name: str) -> int | None:
         return None
     *_, sending, _, both = _ETHTOOL_CHANNELS.unpack(said)
     return (int(sending) + int(both)) or None
+
+
+def scratch_name() -> str:
+    """A name for a device that lives as long as a probe; whose it is stands in it."""
+    return f"ilp{os.getpid():x}-{secrets.token_hex(2)}"
+
+
+def left_behind(facts: LinkFacts) -> bool:
+    """Whether it was made by a probe whose process was killed."""
+    found = re.fullmatch(r"ilp([0-9a-f]{1,6})-[0-9a-f]{4}", facts.name)
+    if found is None or facts.up or facts.kind not in ("ifb", "dummy"):
+        return False
+    try:
+        os.kill(int(found[1], 16), 0)  # asks, and does nothing (kill(2)); /proc may hide others' processes
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _ethtool(control: socket.socket, name: str, command: bytes) -> bytes | None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import secrets
 import socket
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import Any
 
@@ -221,9 +220,12 @@ class Kernel:
     @contextmanager
     def scratch(self) -> Iterator[tuple[str, str]]:
         """A device to try things on, never up, gone at the end; and what the kernel said if it could be no IFB."""
-        name = f"ilp{secrets.token_hex(4)}"
+        name = links.scratch_name()
         doing = f"{self._where(name)}: make a device to try things on"
         said = ""
+        for each in filter(links.left_behind, self._links()):
+            with suppress(KernelError):  # somebody else was quicker
+                self._send(_Type.LINK + _REMOVES, 0, links.removal_message(each.name), doing)
         try:
             self._send(_Type.LINK, _CREATE | _EXCLUSIVE, links.creation_message(name, "ifb"), doing)
         except KernelError as error:

@@ -35,6 +35,7 @@ __all__ = ["difference", "summary", "tc_words"]
 _DIFFSERV = ("diffserv3", "diffserv4", "diffserv8", "besteffort", "precedence")
 _PROTOCOLS = {6: "tcp", 17: "udp"}
 _NS_PER_TICK = 64  # /proc/net/psched, second over first field; the same on every kernel since 2.6.31 (PSCHED_SHIFT 6)
+_FOLLOWING = {"burst", "cburst"}
 _RATES = {"rate", "ceil", "bandwidth"}
 
 Options = QdiscOptions | ClassOptions | FilterOptions
@@ -134,8 +135,11 @@ def difference(old: Options, new: Options) -> str:
     fields = [
         f"{name} {_shown(name, getattr(old, name))} -> {_shown(name, getattr(new, name))}"
         for name in new.__struct_fields__
-        if getattr(old, name) != getattr(new, name)
+        # Bursts are ticks at the rate: they follow it, and say nothing to people.
+        if getattr(old, name) != getattr(new, name) and name not in _FOLLOWING
     ]
+    if not fields and old != new:
+        return "burst"
     return ", ".join(fields) or "again"
 
 

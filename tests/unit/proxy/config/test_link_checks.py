@@ -223,8 +223,9 @@ def test_a_class_that_may_send_more_than_its_share_is_told_with_its_numbers_on_t
     assert key_path(warning.path) == "interfaces[1].egress"
     assert warning.message == (
         "a is guaranteed 6mbit of it (30%) and may send 20mbit (ceiling 100%): nothing limits what listener main may "
-        "carry of it, and above its share it takes what lower classes would borrow; give it the share it needs, and "
-        "the same as ceiling"
+        "carry of it, and above its share it takes what lower classes would borrow; give it the share it needs and "
+        "write its ceiling: the same number holds it there, and bursts then wait for that rate; 100% says that this is "
+        "meant"
     )
 
 
@@ -232,11 +233,18 @@ def test_a_class_that_may_send_more_than_its_share_is_told_with_its_numbers_on_t
     "config",
     [
         config_of(LinkSettings(share=0.3, ceiling=0.3), None),
+        config_of(LinkSettings(share=0.3, ceiling=1.0), None),
         config_of(LinkSettings(share=0.3), None, max_class=None),
         config_of(LinkSettings(share=0.3), None, interfaces=()),
         config_of(LinkSettings(share=0.3)),
     ],
-    ids=["held to its share", "no listener carries it", "nothing is shaped", "nobody is above the default class"],
+    ids=[
+        "held to its share",
+        "meant",
+        "no listener carries it",
+        "nothing is shaped",
+        "nobody is above the default class",
+    ],
 )
 def test_what_cannot_take_more_than_was_meant_is_no_warning(config):
     assert list(link_warnings(config)) == []

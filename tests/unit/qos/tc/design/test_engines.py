@@ -89,7 +89,7 @@ def test_cake_has_four_tins_and_counts_from_the_ip_header_on():
     tins = {name: handle & 0xFFFF for name, handle in found.handles.items()}
     assert tins == {"realtime": 4, "interactive": 2, "batch": 1, "background": 1}
     assert found.labels == {0x51A0004: "realtime", 0x51A0002: "interactive", 0x51A0001: "batch, background"}
-    assert found.sharing == "batch and background share one"
+    assert found.sharing == "batch and background share one queue"
     assert not found.by_classid
     five = cake(LINK, classes_of(5, 3), MAJOR)
     assert [handle & 0xFFFF for handle in five.handles.values()] == [4, 3, 3, 2, 1]
@@ -107,7 +107,7 @@ def test_ets_has_strict_bands_above_the_default_class():
         "batch": 0x51A0003,
         "background": 0x51A0004,
     }
-    assert found.sharing == "each class has one of its own"
+    assert found.sharing == "each class has a queue to itself"
 
 
 def test_where_nothing_classifies_ets_goes_by_priority():

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
 
 import pytest
 
@@ -12,16 +13,19 @@ from qos.tc.kernel.links import (
     alias_of_ifb,
     creation_message,
     gso_message,
+    left_behind,
     link_index,
     link_speed,
     managed_by,
     marking_message,
     parse_link,
     removal_message,
+    scratch_name,
     shaped_by_ifb,
     transmit_queues,
     up_message,
 )
+from tests.fakes.kernels import link_facts
 
 HEAD = struct.Struct("=BBHiII")
 
@@ -100,3 +104,15 @@ def test_a_manager_is_known_by_what_it_notes(tmp_path, file, noted, manager):
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text(noted)
     assert managed_by(7, tmp_path) == manager
+
+
+def test_only_what_a_dead_process_tried_things_on_is_left_behind():
+    ended = subprocess.Popen(["true"])
+    ended.wait(10)
+    name = f"ilp{ended.pid:x}-00ff"
+    assert left_behind(link_facts(name, kind="ifb", up=False))
+    assert not left_behind(link_facts(name, kind="ifb"))
+    assert not left_behind(link_facts(name, kind="veth", up=False))
+    assert not left_behind(link_facts(f"{name}0", kind="ifb", up=False))
+    assert not left_behind(link_facts(scratch_name(), kind="ifb", up=False))
+    assert len(f"ilp{2**22:x}-00ff") <= 15
