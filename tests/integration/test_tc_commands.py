@@ -215,7 +215,7 @@ def test_killed_before_any_step_the_watcher_puts_back_what_was(tmp_path):
             assert place.seen() == before
         # Before the first step of all nobody watches yet, and nothing is changed.
         assert places[0][0].seen() == places[0][1]
-    assert len(places) > 10
+    assert len(places) >= 10
 
 
 def test_the_second_of_two_is_told_who_is_at_it(place):

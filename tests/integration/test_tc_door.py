@@ -299,6 +299,9 @@ def test_what_a_killed_probe_left_goes_with_the_next(host, kernel):
     host.ip(f"link add ilp{ended.pid:x}-00ff type ifb")
     with kernel.scratch() as (name, _):
         assert {each for each in kernel.facts() if each.startswith("ilp")} == {name}
+        kernel.add(name, HOOKS)
+        kernel.add(name, msgspec.structs.replace(TO_IFB, options=Redirect(name)))
+        assert not kernel.facts()[name].up, "it is no IFB that takes packets"
     assert not [each for each in kernel.facts() if each.startswith("ilp")]
 
 

@@ -95,10 +95,10 @@ def test_a_failure_in_the_middle_is_undone(host, capabilities):
     first = policy_of({"netns": host.name, "ingress": "50mbit"})
     second = policy_of({"netns": host.name, "ingress": "30mbit", "engine": "cake"})
     with FailingKernel(host.name) as kernel:
-        for policy in (first, second):
+        for policy, every in ((first, 8), (second, 3)):
             present, number, failed = seen(host), 0, True
             while failed:
-                number += 8
+                number += every
                 found = survey(policy, host.name, kernel, capabilities)
                 programs |= found.compiled.programs
                 kernel.fails = [kernel.changes + number]
@@ -107,7 +107,7 @@ def test_a_failure_in_the_middle_is_undone(host, capabilities):
                 if failed:
                     assert (outcome.rolled_back, outcome.residual, outcome.unshaped) == (True, (), False)
                     assert seen(host) == present
-            assert number > 8
+            assert number > every
             assert survey(policy, host.name, kernel, capabilities).steps == ()
         kernel.fails = []
         nothing = NetworkState(netns=host.name, links=(LinkState(name="eth0"),))

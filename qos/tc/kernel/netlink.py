@@ -316,7 +316,8 @@ class Kernel:
     def _add_redirect(self, device: str, subject: Filter, options: Redirect) -> None:
         doing = f"{self._where(device)}: redirect to {options.to}"
         target = self._index(options.to, doing)
-        self._send(_Type.LINK, 0, links.up_message(target), doing)
+        if any(each.index == target and links.shaped_by_ifb(each) is not None for each in self._links()):
+            self._send(_Type.LINK, 0, links.up_message(target), doing)
         flags = _CREATE | _EXCLUSIVE
         if self._cls_matchall is not False:
             try:
