@@ -134,8 +134,8 @@ def _figures(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]
     }
 
 
-def measure(seconds: float, rounds: int) -> dict[str, Any]:
-    """Every phase, `rounds` times in turns of FIFO and plan."""
+def measure(seconds: float, rounds: int, only: str) -> dict[str, Any]:
+    """Every phase, `rounds` times with one FIFO, then under the plan. only: `probes`, `requests` or "" for both."""
     here = built_in_policy()
     tried = [each for each in here.classes if each.share > 0]
     floods = {kind: Flood(kind=kind, rate=RATE * 3 // 2, dscp=1, seconds=seconds + 20) for kind in KINDS}
@@ -150,13 +150,12 @@ def measure(seconds: float, rounds: int) -> dict[str, Any]:
             if planned:
                 put_in_force(here, built)
             for turn in range(rounds):
-                phases = [phase("idle", built, tried, None, seconds)]
-                phases += [phase(kind, built, tried, floods[kind], seconds) for kind in KINDS]
-                results["probes"] += [{"plan": plan, "round": turn, **_plain(each)} for each in phases]
-                for name, wanted in (("idle", None), ("udp", floods["udp"])):
-                    results["requests"].append(
-                        {"plan": plan, "round": turn, "flood": name} | requests(built, wanted, seconds)
-                    )
+                for kind in ("idle", *KINDS) if only != "requests" else ():
+                    measured = phase(kind, built, tried, floods.get(kind), seconds)
+                    results["probes"].append({"plan": plan, "round": turn, **_plain(measured)})
+                for kind in ("idle", "udp") if only != "probes" else ():
+                    asked = requests(built, floods.get(kind), seconds)
+                    results["requests"].append({"plan": plan, "round": turn, "flood": kind} | asked)
     return results
 
 
@@ -211,10 +210,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each phase")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", choices=("probes", "requests"), default="")
     arguments = parser.parse_args()
     screen = console()
     try:
-        results = measure(arguments.seconds, arguments.rounds)
+        results = measure(arguments.seconds, arguments.rounds, arguments.only)
     except (ServerError, LabError) as error:
         screen.print(error, style="red", markup=False)
         return 1

@@ -33,7 +33,7 @@ SECONDS = 5.0
 PER_SECOND = 100
 _SINK_PORT, _PROBE_PORT = 9000, 9001
 _SETTLED_S = 0.7
-"""The flood's first moments fill the hop's queue: longer than that queue is."""
+"""A flood's first moments fill the hop's queue, and the moments after one empty it: longer than that queue is."""
 
 
 class TrialError(Exception):
@@ -125,7 +125,7 @@ def phase(name: str, built: Lab, classes: Sequence[LinkClass], wanted: Flood | N
     with ExitStack() as stack:
         if wanted is not None:
             stack.enter_context(flooding(built, wanted))
-            time.sleep(_SETTLED_S)
+        time.sleep(_SETTLED_S)
         probes = {each.name: stack.enter_context(_probe(built, each, place)) for place, each in enumerate(classes)}
         before, start = _received(built), time.monotonic()
         with probing(probes, per_second=PER_SECOND):
