@@ -21,6 +21,7 @@ from proxy.terminal import (
     MISUSED,
     PENDING,
     AsJson,
+    Conf,
     StateDir,
     expecting,
     load_config,
@@ -47,7 +48,6 @@ app = typer.Typer(
 )
 
 _LARGEST_PLAN = 256 * 2**20
-Conf = Annotated[Path, typer.Argument(metavar="CONF", help="The gateway's YAML file.")]
 MaybeConf = Annotated[Path | None, typer.Argument(metavar="[CONF]", help="The gateway's YAML file.")]
 
 

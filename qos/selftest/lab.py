@@ -23,7 +23,7 @@ from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
 from qos.tc.kernel.netlink import Kernel, KernelError
-from qos.tc.state import ROOT, Qdisc, Unread
+from qos.tc.state import ROOT, TICK_NS, Qdisc, Unread
 
 __all__ = ["Lab", "LabError", "lab"]
 
@@ -140,7 +140,7 @@ def _tbf(rate: int) -> bytes:
 
     linklayer 1 (Ethernet) in the rate spares the kernel the rate table that old tools send along.
     """
-    ticks = int(_BURST / rate * 1e9) >> 6  # PSCHED_NS2TICKS: a tick is 64 ns
+    ticks = int(_BURST / rate * 1e9) // TICK_NS
     spec = struct.pack("=BBHhHI", 0, 1, 0, 0, 0, rate)
     parms = spec + bytes(12) + struct.pack("=3I", FIFO, ticks, 0)
     return struct.pack("=HH", 4 + len(parms), 1) + parms

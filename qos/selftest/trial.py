@@ -20,6 +20,7 @@ from qos.tc.kernel.netlink import Kernel
 from qos.tc.policy import Interface, LinkClass, LinkPolicy
 from qos.tc.reconcile.apply import apply
 from qos.tc.reconcile.survey import survey
+from qos.tc.tree import kind_of, root_of
 
 __all__ = ["KINDS", "RATE", "Phase", "Trial", "TrialError", "flooding", "phase", "put_in_force", "try_classes"]
 
@@ -115,8 +116,8 @@ def put_in_force(policy: LinkPolicy, built: Lab) -> tuple[str, str, tuple[str, .
     if outcome.failure is not None:
         raise TrialError(f"the plan could not be applied to the trial's own link: {outcome.failure}")
     link = seen.compiled.desired.link(built.interface)
-    roots = [each.options for each in link.qdiscs if each.parent == 0xFFFFFFFF] if link is not None else []
-    kind = msgspec.to_builtins(roots[0])["type"] if roots else "marks"
+    root = None if link is None else root_of(link)
+    kind = "marks" if root is None else kind_of(root.options)
     return kind, seen.capabilities.kernel, tuple(f"{note.where}: {note.text}" for note in seen.compiled.notes)
 
 

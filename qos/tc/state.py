@@ -19,6 +19,7 @@ __all__ = [
     "OUR_MAJORS",
     "OUR_TABLE",
     "ROOT",
+    "TICK_NS",
     "U32",
     "Bfifo",
     "Bpf",
@@ -57,6 +58,9 @@ EGRESS_HOOK = 0xFFFFFFF3
 """Filters that packets pass before the root qdisc sees them."""
 OUR_MAJORS = (0x51A, 0x51B)
 """Majors of the root qdiscs that we make: two, because a root changes its kind only under another handle."""
+TICK_NS = 64
+"""A tick of the packet scheduler, in which bursts are told (PSCHED_SHIFT in include/net/pkt_sched.h since 2.6.31;
+/proc/net/psched says so, and `probe` looks)."""
 OUR_FILTERS = range(0x51A0, 0x51B0)
 """Preferences (tc's `pref`) of the filters that we put beside others' at a clsact hook."""
 OUR_TABLE = "inet inferlane"

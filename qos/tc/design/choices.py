@@ -10,6 +10,7 @@ import msgspec
 from qos.tc.capabilities import Capabilities, LinkFacts
 from qos.tc.design.engines import LOSSES
 from qos.tc.policy import Interface
+from qos.tc.settings import OVERHEADS
 from qos.units import format_rate
 
 __all__ = ["Choice", "Note", "Severity", "chosen_classifier", "chosen_engine", "ingress_obstacle", "link_warnings"]
@@ -17,7 +18,7 @@ __all__ = ["Choice", "Note", "Severity", "chosen_classifier", "chosen_engine", "
 Severity = Literal["warning", "degraded"]
 MARKS_ONLY_FROM = 10 * 10**9
 """Bits per second, on a device with several queues: HTB has one lock for all of them."""
-_WIRE = 24  # qos.tc.settings.OVERHEADS["ethernet"]
+_WIRE = OVERHEADS["ethernet"]
 
 
 class Note(msgspec.Struct, frozen=True):

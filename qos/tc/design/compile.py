@@ -6,12 +6,12 @@ Whatever cannot be kept is said: what was wanted, what the kernel answered, what
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping
 
 import msgspec
 
+from qos.schema import did_you_mean
 from qos.tc.capabilities import Capabilities, LinkFacts
 from qos.tc.design.choices import (
     Choice,
@@ -131,9 +131,7 @@ class _Compiling:
         """One interface, and its IFB."""
         facts = self.facts.get(interface.name)
         if facts is None:
-            close = difflib.get_close_matches(interface.name, self.facts, n=1)
-            guess = f"; did you mean {close[0]}?" if close else ""
-            text = f"no such interface{guess}; `ip link` lists them"
+            text = f"no such interface{did_you_mean(interface.name, self.facts)}; `ip link` lists them"
             if missing_ok:
                 self.notes.append(Note("warning", where, text))
             else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from qos.tc.design.shape import Link, bfifo, fq_codel, htb_class, least_queue, splitter
+from qos.tc.design.shape import ETHERNET_HEADER, Link, bfifo, fq_codel, htb_class, least_queue, splitter
 from qos.tc.policy import LinkClass
 from qos.tc.state import ROOT, Cake, Ets, Fq, Htb, HtbClass, Qdisc, QdiscOptions, TcClass
 from qos.units import format_duration
@@ -25,7 +25,6 @@ LOSSES = {
 _DIFFSERV4 = 1
 _INNER = 0x4000_0000
 """Of handles of the queue behind a tbf: above the first 1,022 minors, below what kernels give."""
-_ETHERNET_HEADER = 14
 _ETS_BANDS = 16  # TCQ_ETS_MAX_BANDS
 _PRIORITIES = 16  # TC_PRIO_MAX + 1
 # Tins of diffserv4 by minor (bulk_order in net/sched/sch_cake.c).
@@ -124,7 +123,7 @@ def cake(link: Link, classes: Sequence[LinkClass], major: int) -> Queues:
     handle = major << 16
     tins = {each.name: _tin(each.rank, default.rank) for each in classes}
     # With `overhead` CAKE counts from the IP header on (cake_calc_overhead()), so the Ethernet header is said.
-    options = Cake(bandwidth=link.rate, diffserv=_DIFFSERV4, overhead=link.overhead + _ETHERNET_HEADER)
+    options = Cake(bandwidth=link.rate, diffserv=_DIFFSERV4, overhead=link.overhead + ETHERNET_HEADER)
     return _banded(handle, options, {name: handle | tin for name, tin in tins.items()}, by_classid=False)
 
 

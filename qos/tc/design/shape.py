@@ -11,9 +11,10 @@ import math
 
 import msgspec
 
-from qos.tc.state import Bfifo, FqCodel, HtbClass, Tbf
+from qos.tc.state import TICK_NS, Bfifo, FqCodel, HtbClass, Tbf
 
 __all__ = [
+    "ETHERNET_HEADER",
     "TRAIN_S",
     "Link",
     "bfifo",
@@ -26,9 +27,7 @@ __all__ = [
     "splitter",
 ]
 
-_ETHERNET_HEADER = 14
-_TICK_NS = 64
-"""PSCHED_SHIFT in include/net/pkt_sched.h; /proc/net/psched says so."""
+ETHERNET_HEADER = 14
 _BURST_S = 1e-3
 """What a class that was silent may send at once: as long as the kernel's timers are late at worst, or it loses rate."""
 TRAIN_S = 0.5e-3
@@ -65,7 +64,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def packet(self) -> int:
         """The longest packet."""
-        return self.mtu + _ETHERNET_HEADER
+        return self.mtu + ETHERNET_HEADER
 
 
 def byte_rate(bits_per_s: float) -> int:
@@ -91,7 +90,7 @@ def htb_class(link: Link, *, share: float, ceiling: float, prio: int) -> HtbClas
 def _burst(link: Link, rate: int) -> int:
     """In ticks. Less than one packet, and HTB would never reach its rate."""
     size = max(rate * _BURST_S, link.packet + link.overhead)
-    return min(math.ceil(size * 1e9 / rate / _TICK_NS), _U32_MAX)
+    return min(math.ceil(size * 1e9 / rate / TICK_NS), _U32_MAX)
 
 
 def _quantum(link: Link, rate: int) -> int:
@@ -115,7 +114,7 @@ def splitter(link: Link, rate: int, queue_s: float) -> Tbf:
     HTB sends a train as one: 40 packets of bulk cost a realtime probe 18.7 ms on a 20 Mbit/s hop, cut up 0.1 ms
     (`python -m benchmarks.link`). gso_max_size would not help: UDP_SEGMENT and forwarded trains do not heed it.
     """
-    ticks = math.ceil((link.packet + _TAG) * 1e9 / _SPLITTER_RATE / _TICK_NS)
+    ticks = math.ceil((link.packet + _TAG) * 1e9 / _SPLITTER_RATE / TICK_NS)
     return Tbf(rate=_SPLITTER_RATE, burst=ticks, limit=_queue(link, rate, queue_s))
 
 

@@ -137,10 +137,8 @@ def left_behind(facts: LinkFacts) -> bool:
         return False
     try:
         os.kill(int(found[1], 16), 0)  # asks, and does nothing (kill(2)); /proc may hide others' processes
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass
+    except OSError as error:  # EPERM: it runs, as somebody else
+        return isinstance(error, ProcessLookupError)
     return False
 
 

@@ -28,6 +28,7 @@ from qos.tc.state import (
     EGRESS_HOOK,
     INGRESS_HOOK,
     ROOT,
+    TICK_NS,
     U32,
     Bfifo,
     Bpf,
@@ -77,7 +78,6 @@ _SKBEDIT = nested(
 )
 _PASSES = struct.pack("<BBhiBBhi", 0xB7, 0, 0, -1, 0x95, 0, 0, 0)  # r0 = TC_ACT_UNSPEC; exit
 _TICKS = Path("/proc/net/psched")
-_TICK_NS = 64  # what include/net/pkt_sched.h has had since Linux 2.6.31, and our bursts are in
 
 
 def probe(netns: str | None, *, ticks: Path = _TICKS) -> Capabilities:
@@ -107,8 +107,8 @@ def _check_ticks(file: Path) -> None:
         per_tick = int(file.read_text(encoding="ascii").split()[1], 16)
     except (OSError, IndexError, ValueError) as error:
         raise KernelError(errno.ENOTSUP, f"{error}; is /proc mounted?", f"read {file}") from None
-    if per_tick != _TICK_NS:
-        raise KernelError(errno.ENOTSUP, f"a tick of {per_tick} ns, where {_TICK_NS} ns was expected", f"read {file}")
+    if per_tick != TICK_NS:
+        raise KernelError(errno.ENOTSUP, f"a tick of {per_tick} ns, where {TICK_NS} ns was expected", f"read {file}")
 
 
 def _qdiscs(kernel: Kernel, device: str) -> tuple[dict[str, str], bool]:

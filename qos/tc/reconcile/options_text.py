@@ -6,6 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from qos.tc.state import (
+    TICK_NS,
     U32,
     Bfifo,
     Bpf,
@@ -34,7 +35,6 @@ __all__ = ["difference", "summary", "tc_words"]
 
 _DIFFSERV = ("diffserv3", "diffserv4", "diffserv8", "besteffort", "precedence")
 _PROTOCOLS = {6: "tcp", 17: "udp"}
-_NS_PER_TICK = 64  # /proc/net/psched, second over first field; the same on every kernel since 2.6.31 (PSCHED_SHIFT 6)
 _FOLLOWING = {"burst", "cburst"}
 _RATES = {"rate", "ceil", "bandwidth"}
 
@@ -95,7 +95,7 @@ def _htb_class(options: HtbClass) -> str:
 
 
 def _bytes(ticks: int, rate: int) -> int:
-    return -(-ticks * _NS_PER_TICK * rate // 10**9)
+    return -(-ticks * TICK_NS * rate // 10**9)
 
 
 def _classifier(options: U32 | Flower) -> str:
