@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from backends.messages import Reply, Request
+from backends.messages import Api, Reply, Request
 
 __all__ = ["Backend"]
 
@@ -18,7 +18,12 @@ class Backend(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether it can take requests now. Without an active probe: True."""
+        """Whether it can take requests now, as far as it knows itself. What asking tells is `backends.health`'s."""
+        ...
+
+    @property
+    def api(self) -> Api:
+        """Which requests it understands."""
         ...
 
     async def start(self) -> None:
@@ -31,6 +36,10 @@ class Backend(Protocol):
 
     async def metadata(self, model: str, version: str, *, deadline: float) -> Reply:
         """The model's Open Inference Protocol metadata, as JSON."""
+        ...
+
+    async def probe(self, *, deadline: float) -> None:
+        """Ask the server by its protocol's own means whether it is ready. Raises Refused where it is not."""
         ...
 
     async def close(self) -> None:

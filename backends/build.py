@@ -11,11 +11,12 @@ from backends.backend import Backend
 from backends.endpoint import Endpoint
 from backends.picker import PICKERS
 from backends.pool import Pool
+from backends.pool_settings import PoolSettings
 from backends.remote.datagram import DatagramBackend
 from backends.remote.oip import OipBackend
 from backends.remote.origin import parse_origin
 from backends.routes import Routes
-from backends.settings import DatagramSettings, EndpointSettings, OipSettings, OnnxSettings, PoolSettings
+from backends.settings import DatagramSettings, EndpointSettings, OipSettings, OnnxSettings
 
 __all__ = ["build"]
 

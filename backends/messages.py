@@ -4,21 +4,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol, Self
 
 from backends.body import Body
 from qos.timeline import Timeline
 from qos.traffic_class import TrafficClass
 
-__all__ = ["Fields", "Pieces", "Reply", "Request"]
+__all__ = ["Api", "Fields", "Pieces", "Reply", "Request"]
 
 Fields = tuple[tuple[bytes, bytes], ...]
 """HTTP header fields: lower-case names, clean values (proxy/protocols/fields.py)."""
 
 
+class Api(Enum):
+    """What requests to a pool look like."""
+
+    OIP = "oip"
+    """Open Inference Protocol v2."""
+    OPENAI = "openai"
+    """The OpenAI-compatible `/v1` paths."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Request:
-    """One inference to be made: an Open Inference Protocol body for a model."""
+    """One inference to be made."""
 
     request_id: str
     model: str
@@ -36,6 +46,12 @@ class Request:
     traceparent: str | None = None
     dscp_seen: int = 0
     """The DSCP the request arrived with."""
+    client: str = ""
+    """Among whom a class's turn is shared: the peer's address."""
+    path: str = ""
+    """Of an OpenAI-compatible request, `/v1/chat/completions`; the Open Inference Protocol's follows from the model."""
+    streaming: bool = False
+    """Whether the client asked for the answer token by token: then the deadline is until its first byte."""
 
 
 class Pieces(Protocol):
@@ -62,3 +78,7 @@ class Reply:
     """End-to-end fields of the backend's reply, content-type among them."""
     compute_s: float | None = None
     """The model's own time in seconds, where the backend says it."""
+    backend_queue_s: float | None = None
+    """Waiting inside the backend, where it says so."""
+    streaming: bool = False
+    """An event stream, whose first byte is here: what follows comes as it is made."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pools and endpoints as the config file writes them. An endpoint's kind is told by its key: onnx, oip, datagram."""
+"""Endpoints as the config file writes them. Their kind is told by a key: onnx, oip, openai, datagram."""
 
 from __future__ import annotations
 
@@ -8,18 +8,29 @@ from ipaddress import IPv6Address, ip_address
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
-from qos.schema import Duration, FilePath, ModelName, Name, Settings, did_you_mean, misplaced, one_of, shown
+from qos.schema import Duration, FilePath, Name, Settings, did_you_mean, misplaced, one_of, shown
 
 __all__ = [
+    "AdaptiveSettings",
     "BatchSettings",
     "CaSettings",
     "DatagramSettings",
+    "Endpoint",
     "EndpointSettings",
     "OipSettings",
     "OnnxSettings",
-    "PoolSettings",
+    "OpenAiSettings",
+    "Refresh",
+    "SecretSettings",
     "parse_host_port",
 ]
 
@@ -82,10 +93,69 @@ def _http_url(text: str) -> str:
     return text
 
 
-_LATER = ("openai", "udp", "zone", "key", "priority")
+HttpUrl = Annotated[str, AfterValidator(_http_url), Field(json_schema_extra={"pattern": "^https?://"})]
+
+_LATER = ("udp",)
+_LATER_ONNX = (*_LATER, "key", "priority", "resolve")
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 Slots = Annotated[int, Field(ge=1, le=65536)]
+PriorityField = Literal["vllm", "triton"]
+
+
+class AdaptiveSettings(Settings):
+    """A number of places that follows the latency."""
+
+    floor: Slots = 1
+    """Never fewer."""
+    ceiling: Slots = 256
+    """Never more."""
+
+
+def _adaptive(value: object) -> object:
+    if value == "adaptive":
+        return AdaptiveSettings()
+    if isinstance(value, str):
+        raise ValueError(
+            f"{shown(value)} is not known; allowed: a number, adaptive, or a mapping with floor and ceiling"
+        )
+    return value
+
+
+def _slots_kind(value: Any) -> str:
+    return "<AdaptiveSettings>" if isinstance(value, (dict, AdaptiveSettings)) else "<int>"
+
+
+RemoteSlots = Annotated[
+    Annotated[Slots, Tag("<int>")] | Annotated[AdaptiveSettings, Tag("<AdaptiveSettings>")],
+    Discriminator(_slots_kind),
+    BeforeValidator(_adaptive),
+]
+"""A fixed number, or one that follows the latency."""
+
+
+class SecretSettings(Settings):
+    """Where a secret is, which has no place in this file."""
+
+    env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """An environment variable."""
+    file: FilePath | None = None
+    """A file whose first line it is."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> SecretSettings:
+        if (self.env is None) == (self.file is None):
+            raise ValueError("a secret has one of the keys env, file")
+        return self
+
+
+def _refresh(seconds: float) -> float:
+    if not 0.1 <= seconds <= 86_400:
+        raise ValueError("at least 100ms and at most 1440m")
+    return seconds
+
+
+Refresh = Annotated[Duration, AfterValidator(_refresh)]
 
 
 class BatchSettings(Settings):
@@ -100,7 +170,7 @@ class BatchSettings(Settings):
 class OnnxSettings(Settings):
     """A model that runs in this process, by ONNX Runtime."""
 
-    later: ClassVar = _LATER
+    later: ClassVar = _LATER_ONNX
 
     onnx: FilePath
     """The model's file."""
@@ -112,6 +182,8 @@ class OnnxSettings(Settings):
     """Requests run as one."""
     slots: Slots | None = Field(default=None, json_schema_extra={"default": 1})
     """Batches in flight; default 1."""
+    zone: Name | None = None
+    """Where it is, as the pool's `zones` name it."""
 
 
 class CaSettings(Settings):
@@ -121,32 +193,60 @@ class CaSettings(Settings):
     """Certificates of the authorities that may sign the server's, PEM."""
 
 
-class OipSettings(Settings):
-    """Another server that speaks the Open Inference Protocol over HTTP/1.1."""
+class _RemoteSettings(Settings):
+    """What all servers elsewhere have."""
 
     later: ClassVar = _LATER
 
-    oip: Annotated[str, AfterValidator(_http_url), Field(json_schema_extra={"pattern": "^https?://"})]
-    """The server's URL."""
-    slots: Slots | None = Field(default=None, json_schema_extra={"default": 16})
-    """Requests in flight; default 16."""
+    slots: RemoteSlots | None = Field(default=None, json_schema_extra={"default": 16})
+    """Requests in flight: a number, `adaptive`, or bounds for it; default 16."""
+    zone: Name | None = None
+    """Where it is, as the pool's `zones` name it."""
+    resolve: Refresh | None = None
+    """Look its name up again this often: each address is an endpoint of its own; default: one endpoint."""
+
+
+class _HttpSettings(_RemoteSettings):
+    """What servers behind HTTP/1.1 have."""
+
     tls: CaSettings | None = None
     """Whom to believe behind https; default: the system's authorities."""
+    key: SecretSettings | None = None
+    """Sent as `Authorization: Bearer`; default: none."""
+    priority: Annotated[PriorityField, one_of("vllm", "triton")] | None = None
+    """Whose `priority` field to set from the class in each request; default: the client's is taken out."""
 
 
-class DatagramSettings(Settings):
+class OipSettings(_HttpSettings):
+    """Another server that speaks the Open Inference Protocol over HTTP/1.1."""
+
+    oip: HttpUrl
+    """The server's URL."""
+
+
+class OpenAiSettings(_HttpSettings):
+    """A server with the OpenAI-compatible API over HTTP/1.1: vLLM, SGLang, llama.cpp."""
+
+    openai: HttpUrl
+    """The server's URL, without its /v1."""
+
+
+class DatagramSettings(_RemoteSettings):
     """Another machine's `inferlane serve`, by inference datagram."""
 
-    later: ClassVar = _LATER
+    later: ClassVar = (*_LATER, "key", "priority", "tls")
 
     datagram: Annotated[str, AfterValidator(_datagram_address)]
     """host:port."""
-    slots: Slots | None = Field(default=None, json_schema_extra={"default": 16})
-    """Requests in flight; default 16."""
 
 
-_KINDS: dict[str, type[Settings]] = {"onnx": OnnxSettings, "oip": OipSettings, "datagram": DatagramSettings}
-_LATER_KINDS = ("openai", "udp")
+_KINDS: dict[str, type[Settings]] = {
+    "onnx": OnnxSettings,
+    "oip": OipSettings,
+    "openai": OpenAiSettings,
+    "datagram": DatagramSettings,
+}
+_LATER_KINDS = ("udp",)
 
 
 def _with_one_kind(value: Any) -> Any:
@@ -174,38 +274,13 @@ def _kind(value: Any) -> str:
     return f"<{table.__name__}>"
 
 
-EndpointSettings = OnnxSettings | OipSettings | DatagramSettings
+EndpointSettings = OnnxSettings | OipSettings | OpenAiSettings | DatagramSettings
 
 Endpoint = Annotated[
     Annotated[OnnxSettings, Tag("<OnnxSettings>")]
     | Annotated[OipSettings, Tag("<OipSettings>")]
+    | Annotated[OpenAiSettings, Tag("<OpenAiSettings>")]
     | Annotated[DatagramSettings, Tag("<DatagramSettings>")],
     Discriminator(_kind),
     BeforeValidator(_with_one_kind),
 ]
-
-
-Pick = Literal["round_robin", "least_in_flight"]
-_MODEL = {"type": "string", "minLength": 1, "maxLength": 255}
-
-
-def _in_tuple(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-class PoolSettings(Settings):
-    """Endpoints that serve the same models."""
-
-    name: Name
-    """For logs and metrics."""
-    model: Annotated[
-        tuple[ModelName, ...],
-        Field(min_length=1),
-        BeforeValidator(_in_tuple),
-        WithJsonSchema({"anyOf": [_MODEL, {"type": "array", "items": _MODEL, "minItems": 1}]}),
-    ]
-    """The models served: a name, a pattern with * ? [...], or a list of them. Names go before patterns."""
-    pick: Annotated[Pick, one_of("round_robin", "least_in_flight", later=("least_latency",))] = "least_in_flight"
-    """How one of the free endpoints is chosen."""
-    endpoints: tuple[Endpoint, ...] = Field(min_length=1)
-    """Who answers; each has one of the keys onnx, oip, datagram."""

@@ -18,7 +18,7 @@ __all__ = ["Answered", "Arrival", "Operation", "Responder", "Walk"]
 
 
 class Operation(Enum):
-    """What an Open Inference Protocol request asks for."""
+    """What a request asks for: of the Open Inference Protocol, or of the OpenAI-compatible paths."""
 
     INFER = "infer"
     METADATA = "metadata"
@@ -26,6 +26,9 @@ class Operation(Enum):
     SERVER_METADATA = "server_metadata"
     LIVE = "live"
     READY = "ready"
+    OPENAI = "openai"
+    """A POST whose body names its model."""
+    OPENAI_MODELS = "openai_models"
     UNKNOWN = "unknown"
     """Nothing that there is: the arrival carries its refusal."""
 
@@ -76,9 +79,17 @@ class Answered:
     pool: str = ""
     endpoint: str = ""
     bytes_out: int = 0
+    """Bytes of reply body that the door has sent."""
     detail: str | None = None
     """What a refusal told the client, for the log."""
-    """Bytes of reply body that the door has sent."""
+    attempts: int = 1
+    """Endpoints that were asked."""
+    hedged: bool = False
+    """Whether a second copy was sent while the first ran."""
+    streaming: bool = False
+    """Whether its reply was a token stream."""
+    pieces: int = 0
+    """Of a token stream, sent."""
 
 
 class Responder(Protocol):

@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 from backends.picker import PICKERS
 from backends.pool import Pool
+from backends.pool_settings import PoolSettings
 from backends.routes import Routes
-from backends.settings import DatagramSettings, EndpointSettings, OnnxSettings, PoolSettings
+from backends.settings import DatagramSettings, EndpointSettings, OnnxSettings
 from inferlane.errors import Refused
 from proxy.config.settings import Config, ListenerSettings
 from proxy.protocols.oip_http import Head, head, target

@@ -23,7 +23,8 @@ from pydantic import ValidationError
 
 from backends.build import build
 from backends.errors import BackendError
-from backends.settings import BatchSettings, OnnxSettings, PoolSettings
+from backends.pool_settings import PoolSettings
+from backends.settings import BatchSettings, OnnxSettings
 from proxy.bind import bind_tcp, bind_unix
 from proxy.config.settings import Bind
 from proxy.gate import Gate

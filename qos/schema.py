@@ -187,7 +187,7 @@ Rate = Annotated[
 
 Share = Annotated[
     float,
-    written(parse_share, "a share of the link's rate; write it as 30%"),
+    written(parse_share, "a share; write it as 30%"),
     WithJsonSchema({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?%$", "examples": ["30%"]}),
 ]
 """More than 0, at most 1."""

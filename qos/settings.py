@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from qos.classify import Policy, Rule
 from qos.dscp import CODE_POINTS
-from qos.schema import Dscp, Duration, ModelName, Name, Network, Rate, Settings, Share, shown
-from qos.traffic_class import ClassTable, TrafficClass, queue_priority
+from qos.schema import Dscp, Duration, ModelName, Name, Network, Rate, Settings, Share, Size, shown
+from qos.traffic_class import ClassTable, StreamPromise, TrafficClass, queue_priority
 
 __all__ = [
     "BUILT_IN_CLASSES",
@@ -19,6 +19,7 @@ __all__ = [
     "GateSettings",
     "LinkSettings",
     "RuleSettings",
+    "StreamSettings",
     "TrustSettings",
     "WhenSettings",
     "class_table",
@@ -41,6 +42,12 @@ def _link_queue(seconds: float) -> float:
     return seconds
 
 
+def _stream_time(seconds: float) -> float:
+    if not 0.01 <= seconds <= 86_400:
+        raise ValueError("a stream's time is at least 10ms and at most 1440m")
+    return seconds
+
+
 def _path_pattern(text: str) -> str:
     if not text.startswith(("/", "*", "?", "[")):
         raise ValueError(f"{shown(text)} can match no path; begin it with / or *")
@@ -50,10 +57,14 @@ def _path_pattern(text: str) -> str:
 class GateSettings(Settings):
     """The gateway's side of the promise."""
 
-    later: ClassVar = ("share",)
-
+    share: Share | None = None
+    """Part of a pool's places that it gets before higher classes get more than theirs; default: none."""
     queue: Duration | None = None
     """Longest wait in the gateway for a place at a backend; default: the class's deadline."""
+    requests: int = Field(default=1024, ge=1, le=2**20)
+    """Most of its requests that wait in the gateway for one pool."""
+    bytes: Annotated[Size, Field(ge=1)] = Field(default=64 * 2**20, json_schema_extra={"default": "64MiB"})
+    """Most bytes of their bodies."""
 
 
 class LinkSettings(Settings):
@@ -69,23 +80,43 @@ class LinkSettings(Settings):
     """Most that lower classes' replies may send under this class's mark, on a connection that was raised to it."""
 
 
+class StreamSettings(Settings):
+    """Token streams, behind their first byte: until then the class's deadline holds."""
+
+    stall: Annotated[Duration, AfterValidator(_stream_time)] = Field(default=15.0, json_schema_extra={"default": "15s"})
+    """Longest silence between two pieces, of the backend or of a client that does not read."""
+    total: Annotated[
+        Annotated[Duration, AfterValidator(_stream_time)] | None,
+        BeforeValidator(lambda value: None if value == "none" else value),
+    ] = Field(default=None, json_schema_extra={"default": "none"})
+    """Until the last byte; none: as long as it takes."""
+    keepalive: Annotated[Duration, AfterValidator(_stream_time)] = Field(
+        default=5.0, json_schema_extra={"default": "5s"}
+    )
+    """After so long a silence a comment tells the client that somebody is still there."""
+
+
 class ClassSettings(Settings):
     """One traffic class; its place in the list is its rank."""
-
-    later: ClassVar = ("hedge", "sheddable", "stream")
 
     name: Name
     """For rules, headers, logs and metrics."""
     dscp: Dscp
     """The mark on this class's packets."""
     deadline: Annotated[Duration, AfterValidator(_deadline)]
-    """Until the whole reply."""
+    """Until the whole reply; of a token stream until its first byte."""
     default: bool = False
     """Whether requests get this class when nothing else decides; exactly one class says true."""
     gate: GateSettings = GateSettings()
     """The gateway's side of the promise."""
     link: LinkSettings | None = None
     """The kernel's side of the promise."""
+    hedge: Share | None = None
+    """Second copies, while the first still runs, as a part of its requests; default: none."""
+    sheddable: bool = False
+    """Whether its work in flight may be ended for a higher class that waits."""
+    stream: StreamSettings = StreamSettings()
+    """Token streams behind their first byte."""
 
 
 class WhenSettings(Settings):
@@ -142,6 +173,14 @@ def class_table(classes: Sequence[ClassSettings]) -> ClassTable:
             queue_s=each.deadline if each.gate.queue is None else each.gate.queue,
             priority=queue_priority(rank, default_rank, each.dscp),
             police=None if each.link is None else each.link.police,
+            gate_share=each.gate.share or 0.0,
+            most_waiting=each.gate.requests,
+            most_waiting_bytes=each.gate.bytes,
+            hedge=each.hedge or 0.0,
+            sheddable=each.sheddable,
+            stream=StreamPromise(
+                stall_s=each.stream.stall, total_s=each.stream.total, keepalive_s=each.stream.keepalive
+            ),
         )
         for rank, each in enumerate(classes)
     ]

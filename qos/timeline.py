@@ -20,6 +20,12 @@ class Parts:
     """Dispatched to first byte, less compute."""
     compute: float | None
     """As the backend reports it."""
+    upload: float | None = None
+    """First byte of the request to its body being here, as far as is waited for."""
+    backend_queue: float | None = None
+    """Waiting inside the backend, as it reports it; a part of `backend`."""
+    download: float | None = None
+    """First byte of the reply to its last; of a token stream, as long as it was made."""
 
 
 @dataclass(slots=True)
@@ -34,6 +40,7 @@ class Timeline:
     finished: float | None = None
     rtt_s: float | None = None
     compute_s: float | None = None
+    backend_queue_s: float | None = None
 
     def parts(self) -> Parts:
         """The disjoint parts that Server-Timing, metrics and the log line show."""
@@ -42,4 +49,8 @@ class Timeline:
             queue = self.dispatched - (self.received if self.queued is None else self.queued)
             if self.first_byte is not None:
                 backend = max(0.0, self.first_byte - self.dispatched - (self.compute_s or 0.0))
-        return Parts(self.rtt_s, queue, backend, self.compute_s)
+        upload = None if self.queued is None else self.queued - self.received
+        download = None
+        if self.first_byte is not None and self.finished is not None:
+            download = max(0.0, self.finished - self.first_byte)
+        return Parts(self.rtt_s, queue, backend, self.compute_s, upload, self.backend_queue_s, download)

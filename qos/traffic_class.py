@@ -6,10 +6,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ClassTable", "TrafficClass", "queue_priority"]
+__all__ = ["ClassTable", "StreamPromise", "TrafficClass", "queue_priority"]
 
 # RFC 8622 section 3 (LE), RFC 4594 section 4.10 (CS1): what may starve.
 _LOWER_EFFORT = {1, 8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPromise:
+    """What a token stream may take after its first byte, seconds; the class's deadline ends there."""
+
+    stall_s: float = 15.0
+    """Longest silence of the backend between two pieces, and longest wait for a client that does not read."""
+    total_s: float | None = None
+    """Until its last byte; None: as long as it takes."""
+    keepalive_s: float = 5.0
+    """After so long a silence an event-stream comment tells the client that somebody is still there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +41,18 @@ class TrafficClass:
     """Of its packets in queues without classes, 0..6 (SO_PRIORITY, `queue_priority`)."""
     police: int | None = None
     """Bits per second of lower classes' bytes that may ride this class's mark; None: unlimited."""
+    gate_share: float = 0.0
+    """Part of a pool's places, 0..1, that it gets before higher classes get more than theirs."""
+    most_waiting: int = 1024
+    """Requests of it that may wait in one gate."""
+    most_waiting_bytes: int = 64 << 20
+    """Bytes of their bodies."""
+    hedge: float = 0.0
+    """Hedges as a part of its requests, 0..1; 0: none."""
+    sheddable: bool = False
+    """Whether its work in flight may be ended for a higher class that waits."""
+    stream: StreamPromise = StreamPromise()
+    """What its token streams are promised behind their first byte."""
 
 
 def queue_priority(rank: int, default_rank: int, dscp: int) -> int:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
-from backends.settings import PoolSettings, parse_host_port
+from backends.pool_settings import PoolSettings
+from backends.settings import parse_host_port
 from qos.classify import Policy
 from qos.schema import FilePath, Name, Settings, Size, one_of, shown, written
 from qos.settings import BUILT_IN_CLASSES, ClassSettings, RuleSettings, TrustSettings, class_table, policy
@@ -82,8 +83,8 @@ Tls = Annotated[
     Discriminator(_tls_kind),
 ]
 
-Transport = Literal["h3", "stream", "datagram", "udp"]
-TRANSPORTS: tuple[Transport, ...] = ("h3", "stream", "datagram", "udp")
+Transport = Literal["h3", "stream", "datagram", "udp", "h1"]
+TRANSPORTS: tuple[Transport, ...] = ("h3", "stream", "datagram", "udp", "h1")
 
 
 class ListenerSettings(Settings):
@@ -95,14 +96,14 @@ class ListenerSettings(Settings):
     """For rules, logs and metrics."""
     bind: tuple[BindAddress, ...] = Field(min_length=1)
     """Addresses with their ports; port 0 takes a free one, and the bound addresses are logged."""
-    accept: frozenset[Annotated[Transport, one_of(*TRANSPORTS, later=("h1",))]] = Field(
+    accept: frozenset[Annotated[Transport, one_of(*TRANSPORTS)]] = Field(
         # A list in the file; lax about that, and only that.
         default=frozenset(TRANSPORTS),
         strict=False,
         min_length=1,
         json_schema_extra={"default": list(TRANSPORTS)},
     )
-    """HTTP/3; raw QUIC streams; QUIC DATAGRAM; plain UDP inference datagrams. All share the port."""
+    """HTTP/3; raw QUIC streams; QUIC DATAGRAM; plain UDP inference datagrams; HTTP/1.1 over TLS on TCP. One port number."""
     tls: Tls | None = None
     """The certificate for all but plain UDP: files, or `development`, made at start, for loopback."""
     max_class: Name | None = None
@@ -114,12 +115,12 @@ class ListenerSettings(Settings):
 
 
 class AdminSettings(Settings):
-    """The port for metrics and health: reading only."""
-
-    later: ClassVar = ("socket",)
+    """The port for metrics and health, reading only; what changes something goes through the Unix socket."""
 
     bind: BindAddress = Field(default=Bind("127.0.0.1", 9433), json_schema_extra={"default": "127.0.0.1:9433"})
-    """TCP address of /metrics, /healthz and /readyz."""
+    """TCP address of /metrics, /healthz, /readyz and /v1/..."""
+    socket: FilePath | None = None
+    """A Unix socket for commands that change something, for root and the gateway's own user; default: none."""
 
 
 LogFormat = Literal["json", "console"]

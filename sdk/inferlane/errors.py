@@ -27,14 +27,17 @@ class Reason(Enum):
     TOO_LARGE = ("too_large", 6, 413)
     USE_STREAM = ("use_stream", 7, 413)
     FIELDS_TOO_LARGE = ("fields_too_large", 8, 431)
-    QUEUE_FULL = ("queue_full", 16, 503)
-    QUEUE_TIMEOUT = ("queue_timeout", 17, 503)
+    QUEUE_FULL = ("queue_full", 16, 429)
+    QUEUE_TIMEOUT = ("queue_timeout", 17, 429)
     NO_ENDPOINT = ("no_endpoint", 18, 503)
     DRAINING = ("draining", 19, 503)
     BACKEND_FAILED = ("backend_failed", 20, 502)
     DEADLINE = ("deadline", 21, 504)
     CANCELLED = ("cancelled", 22, 499)
     INTERNAL = ("internal", 23, 500)
+    EVICTED = ("evicted", 24, 429)
+    TOO_LATE = ("too_late", 25, 504)
+    STALLED = ("stalled", 26, 504)
 
     def __init__(self, label: str, code: int, status: int) -> None:
         self.label = label

@@ -9,9 +9,9 @@ import pytest
 from backends.build import build
 from backends.local.onnx import OnnxBackend
 from backends.picker import least_in_flight, round_robin
+from backends.pool_settings import PoolSettings
 from backends.remote.datagram import DatagramBackend
 from backends.remote.oip import OipBackend
-from backends.settings import PoolSettings
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_gateway_that_only_forwards_loads_no_onnx_runtime():
     program = """
 import sys
 from backends.build import build
-from backends.settings import PoolSettings
+from backends.pool_settings import PoolSettings
 build([PoolSettings.model_validate({"name": "p", "model": "*", "endpoints": ({"oip": "http://localhost:1"},)})])
 sys.exit("onnxruntime" in sys.modules)
 """
