@@ -3,22 +3,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
 from backends.backend import Backend
 from backends.endpoint import Endpoint
+from backends.health import HealthRules
+from backends.messages import Api
 from backends.picker import PICKERS
 from backends.pool import Pool
 from backends.pool_settings import PoolSettings
 from backends.remote.datagram import DatagramBackend
 from backends.remote.oip import OipBackend
+from backends.remote.openai import OpenAiBackend
 from backends.remote.origin import parse_origin
 from backends.routes import Routes
-from backends.settings import DatagramSettings, EndpointSettings, OipSettings, OnnxSettings
+from backends.settings import (
+    AdaptiveSettings,
+    DatagramSettings,
+    EndpointSettings,
+    OipSettings,
+    OnnxSettings,
+    OpenAiSettings,
+)
+from qos.limit import AdaptiveLimit, FixedLimit, Limit
 
-__all__ = ["build"]
+__all__ = ["REMOTE_SLOTS", "build", "endpoint_of"]
 
 REMOTE_SLOTS = 16
 """Requests in flight to a server whose slots are not configured."""
@@ -28,46 +39,109 @@ class _Built(NamedTuple):
     name: str
     """For logs and metrics, unless another endpoint of the pool has it too."""
     backend: Backend
-    slots: int
+    limit: Limit
 
 
 def build(pools: Sequence[PoolSettings]) -> Routes:
-    """All pools, none of them started."""
-    return Routes((Pool(each.name, _endpoints(each.endpoints), PICKERS[each.pick]), each.model) for each in pools)
+    """All pools, none of them started. Endpoints whose names are looked up again and again, or which a watched file
+    lists, join later (backends/discovery.py)."""
+    return Routes((_pool(each), each.model) for each in pools)
 
 
-def _endpoints(settings: Sequence[EndpointSettings]) -> list[Endpoint]:
+def endpoint_of(settings: EndpointSettings, taken: Collection[str], *, address: str | None = None) -> Endpoint:
+    """One endpoint, not started, whose name is none of those taken.
+
+    address: the IP address that its host's name was resolved to; None connects to the name.
+    """
+    built = _KINDS[type(settings)](settings, address)
+    name = built.name
+    if name in taken:
+        name = next(numbered for n in count(2) if (numbered := f"{name}#{n}") not in taken)
+    return Endpoint(name, built.backend, built.limit, zone=settings.zone)
+
+
+def _pool(settings: PoolSettings) -> Pool:
     endpoints: dict[str, Endpoint] = {}
-    for each in settings:
-        name, backend, slots = _KINDS[type(each)](each)
-        if name in endpoints:
-            name = next(numbered for n in count(2) if (numbered := f"{name}#{n}") not in endpoints)
-        endpoints[name] = Endpoint(name, backend, slots)
-    return list(endpoints.values())
+    for each in settings.endpoints:
+        if isinstance(each, OnnxSettings) or each.resolve is None:
+            endpoint = endpoint_of(each, endpoints)
+            endpoints[endpoint.name] = endpoint
+    pool = Pool(
+        settings.name,
+        list(endpoints.values()),
+        PICKERS[settings.pick],
+        zones=settings.zones,
+        rules=HealthRules.of(settings.health),
+    )
+    if any(isinstance(each, OpenAiSettings) for each in settings.endpoints):
+        pool.api_to_come = Api.OPENAI
+    return pool
 
 
-def _onnx(settings: OnnxSettings) -> _Built:
+def _onnx(settings: OnnxSettings, address: str | None) -> _Built:
     # here and not above: a gateway that only forwards need not load ONNX Runtime
     from backends.local.onnx import OnnxBackend
 
     folder = f"{settings.onnx.parent.name}/" if settings.onnx.parent.name else ""
     places = (settings.slots or 1) * settings.batch.max_size
-    return _Built(f"onnx:{folder}{settings.onnx.name}", OnnxBackend(settings), places)
+    return _Built(f"onnx:{folder}{settings.onnx.name}", OnnxBackend(settings), FixedLimit(places))
 
 
-def _oip(settings: OipSettings) -> _Built:
-    slots = settings.slots or REMOTE_SLOTS
-    backend = OipBackend(settings.oip, slots=slots, ca=settings.tls.ca if settings.tls is not None else None)
-    origin = parse_origin(settings.oip)
-    return _Built(f"oip:{origin.authority.decode()}{origin.base}", backend, slots)
+def _oip(settings: OipSettings, address: str | None) -> _Built:
+    return _http("oip", OipBackend, settings.oip, settings, address)
 
 
-def _datagram(settings: DatagramSettings) -> _Built:
-    return _Built(f"datagram:{settings.datagram}", DatagramBackend(settings.datagram), settings.slots or REMOTE_SLOTS)
+def _openai(settings: OpenAiSettings, address: str | None) -> _Built:
+    return _http("openai", OpenAiBackend, settings.openai, settings, address)
 
 
-_KINDS: dict[type[EndpointSettings], Callable[[Any], _Built]] = {
+def _http(
+    kind: str,
+    backend: type[OipBackend] | type[OpenAiBackend],
+    url: str,
+    settings: OipSettings | OpenAiSettings,
+    address: str | None,
+) -> _Built:
+    origin = parse_origin(url)
+    asked = backend(
+        url,
+        slots=_most(settings.slots),
+        ca=settings.tls.ca if settings.tls is not None else None,
+        key=settings.key,
+        priority=settings.priority,
+        address=address,
+    )
+    where = f"{origin.authority.decode()}{origin.base}"
+    return _Built(_at(f"{kind}:{where}", address), asked, _limit(settings.slots))
+
+
+def _datagram(settings: DatagramSettings, address: str | None) -> _Built:
+    name = f"datagram:{settings.datagram}"
+    if address is None:
+        return _Built(name, DatagramBackend(settings.datagram), _limit(settings.slots))
+    port = settings.datagram.rpartition(":")[2]
+    literal = f"[{address}]" if ":" in address else address
+    return _Built(_at(name, address), DatagramBackend(f"{literal}:{port}"), _limit(settings.slots))
+
+
+def _at(name: str, address: str | None) -> str:
+    """One name may have several addresses, each an endpoint of its own."""
+    return name if address is None else f"{name}@{address}"
+
+
+def _limit(slots: int | AdaptiveSettings | None) -> Limit:
+    if isinstance(slots, AdaptiveSettings):
+        return AdaptiveLimit(slots.floor, slots.ceiling)
+    return FixedLimit(slots or REMOTE_SLOTS)
+
+
+def _most(slots: int | AdaptiveSettings | None) -> int:
+    return slots.ceiling if isinstance(slots, AdaptiveSettings) else slots or REMOTE_SLOTS
+
+
+_KINDS: dict[type[EndpointSettings], Callable[[Any, str | None], _Built]] = {
     OnnxSettings: _onnx,
     OipSettings: _oip,
+    OpenAiSettings: _openai,
     DatagramSettings: _datagram,
 }

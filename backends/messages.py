@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, Self
@@ -52,6 +53,8 @@ class Request:
     """Of an OpenAI-compatible request, `/v1/chat/completions`; the Open Inference Protocol's follows from the model."""
     streaming: bool = False
     """Whether the client asked for the answer token by token: then the deadline is until its first byte."""
+    evict: Callable[[], None] | None = None
+    """Ends it for a higher class; None: it is not sheddable."""
 
 
 class Pieces(Protocol):

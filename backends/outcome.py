@@ -15,7 +15,7 @@ class Ending(Enum):
     ANSWERED = auto()
     """A good answer: its latency counts."""
     FAILED = auto()
-    """The endpoint's fault: no connection, a broken or senseless reply, 429 or 5xx. Its own fast latency never counts."""
+    """The endpoint's fault: no connection, a broken or senseless reply, 429 or 5xx. How fast it failed never counts."""
     TIMED_OUT = auto()
     """Nothing came until the deadline: it is at least that slow."""
     CANCELLED = auto()
@@ -35,3 +35,8 @@ class Outcome:
     """How long the place was held: what the client's share is charged."""
     retry_after_s: float | None = None
     """As the endpoint asked for."""
+
+    @classmethod
+    def unused(cls) -> Outcome:
+        """Of a place that was given back before anybody was asked."""
+        return cls(ending=Ending.BLAMELESS, latency_s=0.0, held_s=0.0)

@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of a pool's endpoints gets the next request. Plain functions over counts.
+"""Which of a pool's endpoints gets the next request: plain functions over what is known of them.
 
-Both take the endpoints in their fixed order and `turn`, the index after the last one picked. From there they look
-around once, so that among equals each comes as often as the others.
+All take the endpoints that may be asked, in a fixed order, and a context. From its `turn` on they look around once, so
+that among equals each comes as often as the others. Endpoints to be avoided come after all others.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from math import ceil, inf
+from typing import NamedTuple, Protocol
 
-__all__ = ["PICKERS", "Candidate", "Picker", "least_in_flight", "round_robin"]
+__all__ = ["PICKERS", "Candidate", "Context", "Picker", "least_in_flight", "least_latency", "round_robin"]
+
+Q_RIF = 0.84
+"""Endpoints with more in flight than this part of them has are hot (Prequal, NSDI 2024: 2^-0.25)."""
 
 
 class Candidate(Protocol):
     """What picking needs to know of an endpoint."""
 
     @property
-    def free(self) -> bool:
-        """Whether it can take one more request now."""
+    def name(self) -> str:
+        """Unique in its pool."""
         ...
 
     @property
@@ -26,30 +31,108 @@ class Candidate(Protocol):
         """Requests it is answering now."""
         ...
 
+    @property
+    def slots(self) -> int:
+        """Requests that it may have in flight, at least 1."""
+        ...
 
-Picker = Callable[[Sequence[Candidate], int], int | None]
-"""(endpoints, turn) -> the index of the picked one, None when none is free."""
+    def has_room(self, now: float) -> bool:
+        """Whether it can take one more request now."""
+        ...
 
+    def expected_s(self, now: float) -> float | None:
+        """What an answer will take, seconds; None: nothing is known."""
+        ...
 
-def round_robin(endpoints: Sequence[Candidate], turn: int) -> int | None:
-    """The next free one."""
-    for step in range(len(endpoints)):
-        index = (turn + step) % len(endpoints)
-        if endpoints[index].free:
-            return index
-    return None
-
-
-def least_in_flight(endpoints: Sequence[Candidate], turn: int) -> int | None:
-    """The free one with the fewest requests in flight; among equals the next."""
-    best = None
-    for step in range(len(endpoints)):
-        index = (turn + step) % len(endpoints)
-        each = endpoints[index]
-        if each.free and (best is None or each.in_flight < endpoints[best].in_flight):
-            best = index
-    return best
+    def penalised(self, now: float) -> bool:
+        """Whether it failed lately."""
+        ...
 
 
-PICKERS: dict[str, Picker] = {"round_robin": round_robin, "least_in_flight": least_in_flight}
+class Context(NamedTuple):
+    """What picking depends on besides the endpoints."""
+
+    now: float
+    """Monotonic seconds."""
+    rng: random.Random
+    turn: int = 0
+    """The index after the last one picked."""
+    waiting: int = 0
+    """Requests that wait for a place, the one to be placed included."""
+    avoid: frozenset[str] = frozenset()
+    """Names of those that others go before."""
+
+
+Picker = Callable[[Sequence[Candidate], Context], int | None]
+"""The index of the picked one, None when none has room."""
+
+
+def round_robin(candidates: Sequence[Candidate], context: Context) -> int | None:
+    """The next with room."""
+    with_room = _with_room(candidates, context)
+    return with_room[0] if with_room else None
+
+
+def least_in_flight(candidates: Sequence[Candidate], context: Context) -> int | None:
+    """The one with the fewest requests in flight."""
+    return min(_with_room(candidates, context), key=lambda index: candidates[index].in_flight, default=None)
+
+
+def least_latency(candidates: Sequence[Candidate], context: Context) -> int | None:
+    """The one that will answer first, of those that have not much more to do than the others.
+
+    Prequal's hot/cold rule (NSDI 2024) over all endpoints: of the cold the one with the lowest prediction, of the hot
+    the one with the fewest in flight in proportion to its places. One of which nothing is known is tried, by one
+    request at a time. One that failed lately comes last.
+
+    The prediction counts once for this request and once for each that is in flight there, as Finagle's does: it is
+    what answers took, and says nothing of those sent since. Alone it fills one endpoint after the other until it is
+    hot (ten servers sharing eight cores each among 16 places, two or three of them slow, 85 % loaded: p99 563 ms and
+    median 150 ms, with the factor 317 and 84, fewest in flight 450 and 87).
+    """
+    now = context.now
+    with_room = _with_room(candidates, context)
+    if len(with_room) < 2:
+        return with_room[0] if with_room else None
+    slots = [each.slots for each in candidates]
+    loads = [each.in_flight / most for each, most in zip(candidates, slots, strict=True)]
+    hot = sorted(loads)[ceil(Q_RIF * len(loads)) - 1]
+    usual_slots = sum(slots) / len(slots)
+    best: int | None = None
+    least_s = inf
+    others: list[tuple[int, float, int]] = []
+    for place, index in enumerate(with_room):
+        each, load = candidates[index], loads[index]
+        expected_s = each.expected_s(now)
+        if expected_s is None:
+            if each.in_flight == 0:
+                return index
+            others.append((_HOT, load, place))
+        elif each.penalised(now):
+            others.append((_PENALISED, expected_s, place))
+        elif load > hot:
+            others.append((_HOT, load, place))
+        elif (cost_s := expected_s * (1 + load * usual_slots)) < least_s:
+            best, least_s = index, cost_s
+    return with_room[min(others)[2]] if best is None else best
+
+
+_HOT, _PENALISED = range(2)
+
+
+def _with_room(candidates: Sequence[Candidate], context: Context) -> list[int]:
+    """The indexes of those with room, from `turn` on once around; those to be avoided only if there are no others."""
+    now, turn, avoid = context.now, context.turn, context.avoid
+    indexes = range(len(candidates))
+    found = [index for index in (*indexes[turn:], *indexes[:turn]) if candidates[index].has_room(now)]
+    if avoid:
+        return [index for index in found if candidates[index].name not in avoid] or found
+    return found
+
+
+PICKERS: dict[str, Picker] = {
+    "least_latency": least_latency,
+    "round_robin": round_robin,
+    "least_in_flight": least_in_flight,
+}
 """By the name that the config gives them."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pools as the config file writes them: who answers, who is chosen, who is left out for a while, what is tried again."""
+"""Pools as the config file writes them: who answers, who is chosen, who is left out for a while, who is tried again."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class PoolSettings(Settings):
     """When an endpoint is ejected, and how it comes back."""
     retry: RetrySettings = RetrySettings()
     """A second try at another endpoint."""
-    endpoints: tuple[Endpoint, ...] = ()
+    endpoints: tuple[Endpoint, ...] = Field(default=(), min_length=1)
     """Who answers; each has one of the keys onnx, oip, openai, datagram."""
     endpoints_from: DiscoverySettings | None = None
     """More of them, from a file that is watched; default: none."""

@@ -14,6 +14,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -96,11 +97,13 @@ def _http_url(text: str) -> str:
 HttpUrl = Annotated[str, AfterValidator(_http_url), Field(json_schema_extra={"pattern": "^https?://"})]
 
 _LATER = ("udp",)
-_LATER_ONNX = (*_LATER, "key", "priority", "resolve")
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 Slots = Annotated[int, Field(ge=1, le=65536)]
 PriorityField = Literal["vllm", "triton"]
+
+
+_SLOTS = {"type": "integer", "minimum": 1, "maximum": 65536}
 
 
 class AdaptiveSettings(Settings):
@@ -110,6 +113,12 @@ class AdaptiveSettings(Settings):
     """Never fewer."""
     ceiling: Slots = 256
     """Never more."""
+
+    @model_validator(mode="after")
+    def _room(self) -> AdaptiveSettings:
+        if self.floor > self.ceiling:
+            raise misplaced("floor is above the ceiling", key="floor")
+        return self
 
 
 def _adaptive(value: object) -> object:
@@ -130,6 +139,19 @@ RemoteSlots = Annotated[
     Annotated[Slots, Tag("<int>")] | Annotated[AdaptiveSettings, Tag("<AdaptiveSettings>")],
     Discriminator(_slots_kind),
     BeforeValidator(_adaptive),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _SLOTS,
+                {"const": "adaptive"},
+                {
+                    "type": "object",
+                    "properties": {"floor": _SLOTS, "ceiling": _SLOTS},
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
 ]
 """A fixed number, or one that follows the latency."""
 
@@ -170,7 +192,7 @@ class BatchSettings(Settings):
 class OnnxSettings(Settings):
     """A model that runs in this process, by ONNX Runtime."""
 
-    later: ClassVar = _LATER_ONNX
+    later: ClassVar = _LATER
 
     onnx: FilePath
     """The model's file."""
@@ -233,8 +255,6 @@ class OpenAiSettings(_HttpSettings):
 
 class DatagramSettings(_RemoteSettings):
     """Another machine's `inferlane serve`, by inference datagram."""
-
-    later: ClassVar = (*_LATER, "key", "priority", "tls")
 
     datagram: Annotated[str, AfterValidator(_datagram_address)]
     """host:port."""

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from backends.body import Body
 from backends.endpoint import Endpoint
-from backends.messages import Reply, Request
+from backends.messages import Api, Reply, Request
 from backends.picker import least_in_flight
 from backends.pool import Pool
+from qos.limit import FixedLimit
 from qos.timeline import Timeline
-from qos.traffic_class import TrafficClass
+from qos.traffic_class import ClassTable, TrafficClass
 
 
 class IdleBackend:
     """A backend of which only the readiness is ever asked."""
+
+    api = Api.OIP
 
     def __init__(self) -> None:
         self.ready = True
@@ -27,22 +32,43 @@ class IdleBackend:
     async def metadata(self, model: str, version: str, *, deadline: float) -> Reply:
         raise NotImplementedError
 
+    async def probe(self, *, deadline: float) -> None:
+        """Always well."""
+
     async def close(self) -> None:
         """Nothing to close."""
 
 
 def pool_of(*slots: int, name: str = "digits") -> Pool:
     """A pool with one endpoint for each number of slots."""
-    endpoints = [Endpoint(f"e{n}", IdleBackend(), each) for n, each in enumerate(slots)]
+    endpoints = [Endpoint(f"e{n}", IdleBackend(), FixedLimit(each)) for n, each in enumerate(slots)]
     return Pool(name, endpoints, least_in_flight)
 
 
-def traffic_class(rank: int = 0, *, queue_s: float = 1.0, deadline_s: float = 10.0) -> TrafficClass:
+def traffic_class(
+    rank: int = 0, *, queue_s: float = 1.0, deadline_s: float = 10.0, gate_share: float = 0.0
+) -> TrafficClass:
     """The class of this rank."""
-    return TrafficClass(name=f"rank-{rank}", rank=rank, dscp=0, deadline_s=deadline_s, queue_s=queue_s)
+    return TrafficClass(
+        name=f"rank-{rank}", rank=rank, dscp=0, deadline_s=deadline_s, queue_s=queue_s, gate_share=gate_share
+    )
 
 
-def request_for(of: TrafficClass, *, now: float, body: Body | None = None, deadline: float | None = None) -> Request:
+def class_table_of(count: int) -> ClassTable:
+    """So many of them, the first is the default one."""
+    classes = [traffic_class(rank) for rank in range(count)]
+    return ClassTable(classes, classes[0])
+
+
+def request_for(
+    of: TrafficClass,
+    *,
+    now: float,
+    body: Body | None = None,
+    deadline: float | None = None,
+    rtt_s: float | None = None,
+    **facts: Any,
+) -> Request:
     """A request of that class which arrives now."""
     return Request(
         request_id="r",
@@ -50,5 +76,6 @@ def request_for(of: TrafficClass, *, now: float, body: Body | None = None, deadl
         traffic_class=of,
         deadline=now + of.deadline_s if deadline is None else deadline,
         body=Body.of(b"") if body is None else body,
-        timeline=Timeline(now),
+        timeline=Timeline(now, rtt_s=rtt_s),
+        **facts,
     )

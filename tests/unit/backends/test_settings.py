@@ -8,14 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from backends.picker import PICKERS
+from backends.pool_settings import PoolSettings
 from backends.settings import (
+    AdaptiveSettings,
     BatchSettings,
     CaSettings,
     DatagramSettings,
     OipSettings,
     OnnxSettings,
-    PoolSettings,
+    OpenAiSettings,
+    SecretSettings,
     parse_host_port,
 )
 from qos.schema import Reading
@@ -40,30 +42,6 @@ def refusal(call, **written) -> str:
     return first["msg"]
 
 
-# Pools
-
-
-def test_a_pool_as_the_file_writes_it():
-    assert pool() == PoolSettings(
-        name="p", model=("m",), pick="least_in_flight", endpoints=(OipSettings(oip="http://a", slots=None, tls=None),)
-    )
-
-
-def test_a_model_is_a_name_or_a_list():
-    assert pool(model="llama-*").model == ("llama-*",)
-    assert pool(model=("a", "b*")).model == ("a", "b*")
-
-
-def test_every_way_to_pick_that_is_allowed_exists():
-    assert {pool(pick=name).pick for name in PICKERS} == set(PICKERS)
-    assert "least_latency is not available yet" in refusal(pool, pick="least_latency")
-
-
-@pytest.mark.parametrize("empty", [{"model": ()}, {"endpoints": ()}])
-def test_empty_lists_are_refused(empty):
-    assert "at least 1 item" in refusal(pool, **empty)
-
-
 # Endpoints
 
 
@@ -72,6 +50,7 @@ def test_an_endpoints_key_tells_its_kind():
         oip="https://a:8000", slots=8, tls=CaSettings(ca=Path("/etc/inferlane/ca.pem"))
     )
     assert endpoint(datagram="10.20.0.6:4434") == DatagramSettings(datagram="10.20.0.6:4434")
+    assert endpoint(openai="http://a", priority="vllm") == OpenAiSettings(openai="http://a", priority="vllm")
     assert endpoint(
         onnx="m.onnx", providers=("cuda", "cpu"), batch={"max_size": 16, "max_wait": "2ms"}
     ) == OnnxSettings(
@@ -92,8 +71,7 @@ def test_settings_made_in_python_are_endpoints_too():
 @pytest.mark.parametrize(
     ("written", "key", "message"),
     [
-        ({"openai": "http://a"}, "openai", "not available yet; an endpoint has one of the keys onnx, oip, datagram"),
-        ({"udp": "a:1", "slots": 1}, "udp", "not available yet"),
+        ({"udp": "a:1", "slots": 1}, "udp", "not available yet; an endpoint has one of the keys onnx, oip, openai"),
         ({"onnx": "m", "oip": "http://a"}, "oip", "onnx stands here already"),
     ],
 )
@@ -114,6 +92,33 @@ def test_a_misspelt_kind_is_recognised():
 @pytest.mark.parametrize("slots", [0, 65537])
 def test_slots_have_bounds(slots):
     assert "equal to" in refusal(endpoint, oip="http://a", slots=slots)
+
+
+def test_slots_may_follow_the_latency_within_bounds():
+    assert endpoint(oip="http://a", slots="adaptive").slots == AdaptiveSettings(floor=1, ceiling=256)
+    assert endpoint(datagram="a:1", slots={"floor": 2, "ceiling": 8}).slots == AdaptiveSettings(floor=2, ceiling=8)
+    assert "allowed: a number, adaptive, or a mapping" in refusal(endpoint, oip="http://a", slots="many")
+    assert "floor is above the ceiling" in refusal(endpoint, oip="http://a", slots={"floor": 9, "ceiling": 8})
+
+
+def test_a_models_own_places_are_a_number():
+    assert "valid integer" in refusal(endpoint, onnx="m", slots="adaptive")
+
+
+def test_a_key_is_in_the_environment_or_in_a_file():
+    assert endpoint(oip="http://a", key={"env": "KEY"}).key == SecretSettings(env="KEY")
+    assert endpoint(oip="http://a", key={"file": "k"}).key == SecretSettings(file=Path("/etc/inferlane/k"))
+    assert "one of the keys env, file" in refusal(endpoint, oip="http://a", key={})
+    assert "one of the keys env, file" in refusal(endpoint, oip="http://a", key={"env": "A", "file": "b"})
+
+
+def test_a_priority_field_is_one_that_is_known():
+    assert "allowed: vllm, triton" in refusal(endpoint, openai="http://a", priority="high")
+
+
+@pytest.mark.parametrize(("written", "key"), [({"onnx": "m"}, "key"), ({"datagram": "a:1"}, "tls")])
+def test_what_a_kind_cannot_do_is_said(written, key):
+    assert "Extra inputs are not permitted" in refusal(endpoint, **written, **{key: {}})
 
 
 @pytest.mark.parametrize("provider", ["gpu", "CPU", "openvino"])
