@@ -24,7 +24,7 @@ from backends.local.signature import Signature, TensorSpec, why_not_batched
 from backends.local.tensorrt_cache import engine_cache, user_cache
 from backends.local.warm_up import warm_up
 from backends.local.worker import Job, Worker
-from backends.messages import Reply, Request
+from backends.messages import Api, Reply, Request
 from backends.settings import OnnxSettings
 from inferlane.errors import Reason, Refused
 from inferlane.oip import Array
@@ -60,6 +60,8 @@ class OnnxBackend:
 
     cache_dir: where TensorRT keeps its engines from one start to the next.
     """
+
+    api = Api.OIP
 
     def __init__(self, settings: OnnxSettings, *, cache_dir: Path | None = None) -> None:
         self._settings = settings
@@ -109,6 +111,11 @@ class OnnxBackend:
     async def metadata(self, model: str, version: str, *, deadline: float) -> Reply:
         """The model's inputs and outputs; known since the start, so the deadline does not matter."""
         return metadata_reply(model, self._started(model, version).model.signature)
+
+    async def probe(self, *, deadline: float) -> None:
+        """Known without asking: the model is here, or it is not loaded. Raises Refused where it is not."""
+        if self._serving is None:
+            raise Refused(Reason.NO_ENDPOINT, f"{self._settings.onnx} is not loaded")
 
     async def close(self) -> None:
         """Stop what runs and let go of the session."""

@@ -12,11 +12,12 @@ from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
 
+from backends.remote.lookup import look_up
 from backends.remote.marks import mark_socket
 from inferlane.errors import Reason, Refused
 from qos.marking import UNMARKED, Mark
 
-__all__ = ["CONNECT_S", "Address", "open_socket", "reaching", "resolve", "unreachable"]
+__all__ = ["CONNECT_S", "Address", "connects", "open_socket", "reaching", "resolve", "unreachable"]
 
 CONNECT_S = 1.0
 """Longest wait for a connection: a lost SYN is repeated after 1 s (RFC 6298); another endpoint is nearer."""
@@ -39,8 +40,22 @@ async def resolve(host: str, port: int, kind: socket.SocketKind) -> list[tuple[i
     try:
         found = socket.getaddrinfo(host, port, type=kind, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:  # a name, and looking those up blocks
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=kind)
+        found = await look_up(host, port, kind)
     return [(family, address) for family, _, _, _, address in found]
+
+
+async def connects(host: str, port: int, *, deadline: float) -> None:
+    """Open a TCP connection and close it again. Raises Refused where none of its addresses takes one."""
+    async with reaching(deadline):
+        addresses = await resolve(host, port, socket.SOCK_STREAM)
+        for family, address in addresses:
+            with open_socket(family, socket.SOCK_STREAM) as sock:
+                try:
+                    await asyncio.get_running_loop().sock_connect(sock, address)
+                    return
+                except OSError:
+                    if (family, address) == addresses[-1]:
+                        raise  # the last one tells what is wrong
 
 
 @asynccontextmanager

@@ -14,11 +14,12 @@ from math import inf
 from time import monotonic
 from typing import Protocol, cast
 
-from backends.body import Body
+from backends.remote.fields import is_event_stream
 from backends.remote.http1 import Garbage, ReplyReader
+from backends.remote.reply_body import ReplyBody
 from inferlane.errors import Reason, Refused
 
-__all__ = ["Answer", "Connection", "Owner", "ReplyBody", "Stale"]
+__all__ = ["Answer", "Connection", "Owner", "Stale", "Upload"]
 
 WHOLE_REPLY = 64 * 1024
 """A reply announced to be no longer than this is waited for and handed on as bytes."""
@@ -40,6 +41,19 @@ class Answer:
     first_byte: float
     """Monotonic seconds."""
 
+    def discard(self) -> None:
+        """Nobody wants the body: one that still comes is broken off."""
+        if not isinstance(self.body, bytes):
+            self.body.discard()
+
+
+class Upload(Protocol):
+    """A request's body that is sent while it arrives."""
+
+    async def read(self) -> bytes:
+        """The next bytes; b"" at the end."""
+        ...
+
 
 class Owner(Protocol):
     """Who keeps connections between exchanges."""
@@ -56,9 +70,9 @@ class Owner(Protocol):
 class _Phase(Enum):
     IDLE = auto()
     ASKED = auto()
-    """The request goes out, or the reply's head (or the whole of a small reply) is awaited."""
+    """The request goes out, or the reply's head and first body byte (or the whole of a small reply) are awaited."""
     ANSWERING = auto()
-    """The head was handed on; the body follows in pieces."""
+    """The first of the body was handed on; the rest follows in pieces."""
     CLOSED = auto()
 
 
@@ -71,6 +85,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_deadline",
         "_error",
+        "_events",
         "_exchanges",
         "_first_byte",
         "_loop",
@@ -79,6 +94,7 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_phase",
         "_reader",
+        "_takes_events",
         "_timer",
         "_timer_at",
         "_transport",
@@ -100,6 +116,9 @@ class Connection(asyncio.Protocol):
         self._reader = ReplyReader()
         self._exchanges = 0
         self._deadline = inf
+        self._takes_events = False
+        self._events = False
+        """The reply is an event stream, whose reader says how long it waits for each piece."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._waiter: asyncio.Future[Answer] | None = None
@@ -119,9 +138,18 @@ class Connection(asyncio.Protocol):
         """Whether it can be asked."""
         return self._phase is _Phase.IDLE
 
-    async def ask(self, data: bytes, *, deadline: float, body: Body | None = None, length: int | None = None) -> Answer:
-        """Send a request and wait for its answer; the whole of it is due at `deadline`, monotonic seconds.
+    async def ask(
+        self,
+        data: bytes,
+        *,
+        deadline: float,
+        body: Upload | None = None,
+        length: int | None = None,
+        events: bool = False,
+    ) -> Answer:
+        """Send a request and wait for its answer until the first byte of its body is here.
 
+        The whole reply is due at `deadline`, monotonic seconds; with `events`, of an event stream its first byte.
         data: the head, with the body behind it unless that comes as `body`, which is sent while it arrives:
         with `length` bytes as the head announced, or chunked if `length` is None.
         """
@@ -130,6 +158,8 @@ class Connection(asyncio.Protocol):
         self._phase = _Phase.ASKED
         self._exchanges += 1
         self._first_byte = None
+        self._takes_events = events
+        self._events = False
         self._reader.begin()
         waiter: asyncio.Future[Answer] = self._loop.create_future()
         self._waiter = waiter
@@ -164,7 +194,7 @@ class Connection(asyncio.Protocol):
 
     # The request's body, sent while it arrives.
 
-    async def _send(self, body: Body, length: int | None) -> None:
+    async def _send(self, body: Upload, length: int | None) -> None:
         sent = 0
         last = b""
         while piece := await body.read():
@@ -191,10 +221,18 @@ class Connection(asyncio.Protocol):
         if not task.cancelled() and (error := task.exception()) is not None:
             self.close(error if isinstance(error, Exception) else None)
 
-    # The reply's body, read at the client's pace. ReplyBody calls these.
+    # The reply's body, read at the client's pace. ReplyBody calls it.
 
-    async def next_piece(self) -> bytes:
-        """The next bytes of the body; b"" at its end, when the connection goes back to its owner."""
+    @property
+    def first(self) -> bytes:
+        """What of the body was read first and is not taken yet."""
+        return self._reader.first
+
+    async def next_piece(self, until: float = inf) -> bytes | None:
+        """The next bytes of the body; b"" at its end, when the connection goes back to its owner.
+
+        None: it is an event stream, and nothing came until `until`, monotonic seconds.
+        """
         reader = self._reader
         while not reader.buffered:
             if reader.complete:
@@ -202,6 +240,10 @@ class Connection(asyncio.Protocol):
                 return b""
             if self._error is not None:
                 raise self._error
+            if self._events and until < inf:
+                if monotonic() >= until:
+                    return None
+                self._watch(until)
             self._more = self._loop.create_future()
             await self._more
         piece = reader.take()
@@ -219,7 +261,7 @@ class Connection(asyncio.Protocol):
             if reader.complete:
                 self._answer(reader.take())
                 self._settle()
-            elif reader.head_complete and (reader.content_length is None or reader.content_length > WHOLE_REPLY):
+            elif reader.buffered and self._in_pieces():
                 self._phase = _Phase.ANSWERING
                 self._answer(ReplyBody(self))
         if self._phase is _Phase.ANSWERING:
@@ -227,6 +269,15 @@ class Connection(asyncio.Protocol):
             if reader.buffered > MOST_BUFFERED and not self._paused:
                 self._paused = True
                 self._transport.pause_reading()
+
+    def _in_pieces(self) -> bool:
+        """Whether the rest of the body is handed on as it comes. An event stream has met its deadline with this."""
+        if self._takes_events and is_event_stream(self._reader.fields):
+            self._events = True
+            self._deadline = inf
+            self._first_byte = monotonic()  # of a token: heads of streams come long before
+        length = self._reader.content_length
+        return self._events or length is None or length > WHOLE_REPLY
 
     def _answer(self, body: bytes | ReplyBody) -> None:
         waiter, self._waiter = self._waiter, None
@@ -262,6 +313,9 @@ class Connection(asyncio.Protocol):
     def _on_timer(self) -> None:
         self._timer = None
         if monotonic() >= self._deadline:
+            if self._events:
+                self._wake_reader()
+                return
             self.close(Refused(Reason.DEADLINE, "the backend had not answered when the request's time was up"))
         elif self._deadline < inf:
             self._watch(self._deadline)
@@ -272,7 +326,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # what create_connection makes, under uvloop too
 
     def data_received(self, data: bytes) -> None:
-        if self._phase is not _Phase.ASKED and self._phase is not _Phase.ANSWERING:
+        if not self._waiting_for_more():
             self.close()  # nobody asked: what these bytes answer can only be guessed
             return
         if self._first_byte is None:
@@ -294,11 +348,14 @@ class Connection(asyncio.Protocol):
         self._owner.lost(self)
 
     def _peer_closed(self) -> None:
-        if self._phase is _Phase.ANSWERING and self._reader.end():
+        if self._waiting_for_more() and self._reader.end():
             self._reader.keep_alive = False
             self._advance()
         else:
             self.close(self._broken_off())
+
+    def _waiting_for_more(self) -> bool:
+        return self._phase is _Phase.ASKED or self._phase is _Phase.ANSWERING
 
     def _broken_off(self) -> Refused:
         if self._first_byte is None and self._exchanges > 1:
@@ -312,42 +369,3 @@ class Connection(asyncio.Protocol):
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         self._writable = None
-
-
-class ReplyBody:
-    """A reply's body in pieces, as they come. Raises Refused where it breaks off; dropped unread, it closes."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection: Connection | None = connection
-
-    def __aiter__(self) -> ReplyBody:
-        return self
-
-    async def __anext__(self) -> bytes:
-        connection = self._connection
-        if connection is None:
-            raise StopAsyncIteration
-        try:
-            piece = await connection.next_piece()
-        except BaseException:
-            self._let_go()
-            raise
-        if not piece:
-            self._connection = None
-            raise StopAsyncIteration
-        return piece
-
-    async def aclose(self) -> None:
-        """Break the reply off: the backend learns it from the closed connection."""
-        self._let_go()
-
-    def _let_go(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    def __del__(self) -> None:
-        # a client that goes away cancels whoever reads this, wherever that waits, and nobody is left to say so
-        self._let_go()

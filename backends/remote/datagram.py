@@ -11,12 +11,12 @@ import secrets
 from time import monotonic
 
 from backends.body import Body
-from backends.messages import Reply, Request
+from backends.messages import Api, Reply, Request
 from backends.remote.lane import Lane, Path
 from backends.settings import parse_host_port
 from inferlane.errors import Reason, Refused
 from inferlane.wire import MAX_DATAGRAM, MAX_FRAGMENTS, Header, Type, WireError, microseconds
-from qos.marking import Mark, mark_of
+from qos.marking import UNMARKED, Mark, mark_of
 
 __all__ = ["DatagramBackend"]
 
@@ -31,7 +31,8 @@ class DatagramBackend:
     too, and bulk that waits in its socket's send buffer delays no other class.
     """
 
-    ready = True  # without an active probe; what fails is told by each request
+    ready = True  # as far as it knows itself; what requests and probes tell is `backends.health`'s
+    api = Api.OIP
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -71,6 +72,11 @@ class DatagramBackend:
             Reason.NOT_FOUND,
             f"the metadata of {model!r} cannot be asked by datagram; add an `oip:` endpoint of the same server",
         )
+
+    async def probe(self, *, deadline: float) -> None:
+        """A ping, on a socket that no class has. Raises Refused where nobody answers it."""
+        lane = await self._lane("", UNMARKED, deadline)
+        await lane.ping(deadline=deadline)
 
     async def _lane(self, name: str, mark: Mark, deadline: float) -> Lane:
         lane = self._lanes.get(name)

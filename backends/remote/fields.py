@@ -7,7 +7,16 @@ from collections.abc import Iterable
 
 from backends.messages import Fields
 
-__all__ = ["compute_seconds", "duration_text", "json_length", "to_backend", "to_client"]
+__all__ = [
+    "compute_seconds",
+    "duration_text",
+    "is_encoded",
+    "is_event_stream",
+    "json_length",
+    "queue_seconds",
+    "to_backend",
+    "to_client",
+]
 
 # RFC 9110 section 7.6.1: meant for one connection. `proxy-*` (with RFC 9110 section 11.7) is dropped by its prefix.
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"})
@@ -27,7 +36,7 @@ _NOT_TO_BACKEND = _HOP_BY_HOP | {
 _NOT_TO_CLIENT = _HOP_BY_HOP | {
     b"content-length",  # the door frames the body
     b"inference-header-content-length",  # Reply.json_length
-    b"server-timing",  # read into Reply.compute_s; the door tells the whole walk's
+    b"server-timing",  # read into Reply.compute_s and backend_queue_s; the door tells the whole walk's
     b"x-request-id",
     b"alt-svc",  # speaks for the backend's origin (RFC 7838), and the client talks to ours
     b"set-cookie",  # likewise, and the client's cookies do not reach the backend
@@ -77,13 +86,38 @@ def _decimal(value: bytes) -> int | None:
     return int(value) if value.isdigit() and len(value) <= 18 else None
 
 
+def is_event_stream(fields: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a reply is of server-sent events (HTML Living Standard, section 9.2)."""
+    for name, value in fields:
+        if name == b"content-type":
+            return value[:17].lower() == b"text/event-stream" and value[17:18] in (b"", b";", b" ", b"\t")
+    return False
+
+
+def is_encoded(fields: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a body is compressed, so that nobody but its reader can look into it."""
+    for name, value in fields:
+        if name == b"content-encoding":
+            return value.lower() != b"identity"
+    return False
+
+
 def compute_seconds(fields: Iterable[tuple[bytes, bytes]]) -> float | None:
     """The `compute` part of a backend's Server-Timing, milliseconds there and seconds here; None if not told."""
+    return _timing(fields, b"compute")
+
+
+def queue_seconds(fields: Iterable[tuple[bytes, bytes]]) -> float | None:
+    """The `queue` part, likewise: how long the request waited inside the backend."""
+    return _timing(fields, b"queue")
+
+
+def _timing(fields: Iterable[tuple[bytes, bytes]], part: bytes) -> float | None:
     for name, value in fields:
-        if name == b"server-timing" and b"compute" in value:
+        if name == b"server-timing" and part in value:
             for metric in value.split(b","):
-                label, *parameters = (part.strip(b" \t") for part in metric.split(b";"))
-                if label == b"compute":
+                label, *parameters = (each.strip(b" \t") for each in metric.split(b";"))
+                if label == part:
                     return _duration(parameters)
     return None
 

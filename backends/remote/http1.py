@@ -86,6 +86,11 @@ class ReplyReader:
             self.complete = True
         return self.complete
 
+    @property
+    def first(self) -> bytes:
+        """The bytes that `take` begins with, as many as came at once."""
+        return self._body[0] if self._body else b""
+
     def take(self) -> bytes:
         """The body's bytes that were read so far and not yet taken."""
         body = self._body

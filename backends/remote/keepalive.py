@@ -103,7 +103,7 @@ class Connections:
             await self._all_gone
 
     async def _connect(self, class_name: str, mark: Mark) -> Connection:
-        addresses = await resolve(self._origin.host, self._origin.port, socket.SOCK_STREAM)
+        addresses = await resolve(self._origin.address or self._origin.host, self._origin.port, socket.SOCK_STREAM)
         patience = CONNECT_S / len(addresses)  # so that a dead first address (often IPv6) leaves time for the next
         for family, address in addresses[:-1]:
             with suppress(OSError):  # TimeoutError is one; the last address tells what is wrong

@@ -7,24 +7,28 @@ The conversation itself is inferlane.transfer's; here are the socket, the timer 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
+from typing import Any
 
 from backends.remote.address import Address, open_socket, reaching, resolve, unreachable
 from backends.remote.marks import MarkedSocket
 from inferlane.errors import Reason, Refused
-from inferlane.transfer import Exchange
-from inferlane.wire import MAX_DATAGRAM, Header, Type, WireError, decode
+from inferlane.transfer import NO_COOKIE, Exchange
+from inferlane.wire import MAX_DATAGRAM, Header, Type, WireError, decode, encode
 from qos.marking import UNMARKED, Mark
 
 __all__ = ["Answer", "Lane", "Path"]
 
 BURST = 64
 """Datagrams read in one turn of the loop, so that a flood leaves time for everything else."""
+PING_REPEAT_S = 0.1
+"""Until a ping is sent again, doubled each time: one lost datagram is no dead server."""
 RECEIVE_BUFFER = 1 << 20
 """Bytes; the kernel's 208 KiB hold some 90 datagrams as it counts them, and 16 long replies may come at once."""
 
@@ -101,6 +105,7 @@ class Lane:
         self._path = path
         self._loop = asyncio.get_running_loop()
         self._asked: dict[int, _Asked] = {}
+        self._pings: dict[int, asyncio.Future[None]] = {}
         self._cookie: bytes | None = None
         self._heard = -inf
         self._timer: asyncio.TimerHandle | None = None
@@ -132,16 +137,43 @@ class Lane:
             raise
         finally:
             del self._asked[header.request_id]
-            if self.retired and not self._asked:
-                self._let_go()
+            self._let_go_if_left()
+
+    async def ping(self, *, deadline: float) -> None:
+        """Wait for a sign of life: the pong, or the challenge that a ping with an old cookie draws. Raises Refused."""
+        ping_id, heard = secrets.randbits(64), self._loop.create_future()
+        # A server that must not amplify answers no ping that is shorter than its challenge (docs/wire.md).
+        ping = encode(Header(type=Type.PING, request_id=ping_id, cookie=self._cookie or NO_COOKIE))
+        self._pings[ping_id] = heard
+        repeat_s = PING_REPEAT_S
+        try:
+            while not heard.done():
+                left = deadline - monotonic()
+                if left <= 0:
+                    self._unheard()
+                    raise unreachable("no answer to a ping")
+                self._send([ping])
+                await asyncio.wait([heard], timeout=min(repeat_s, left))
+                repeat_s *= 2
+            heard.result()
+        finally:
+            del self._pings[ping_id]
+            if not heard.cancel():
+                heard.exception()  # seen, though the prober may have been cancelled after it was set
+            self._let_go_if_left()
 
     def close(self, error: Refused) -> None:
         """End: whoever waits gets `error`."""
         self.retired = True
-        for asked in self._asked.values():
-            if not asked.answered.done():
-                asked.answered.set_exception(error)
+        everybody: list[asyncio.Future[Any]] = [asked.answered for asked in self._asked.values()]
+        for waiting in (*everybody, *self._pings.values()):
+            if not waiting.done():
+                waiting.set_exception(error)
         self._let_go()
+
+    def _let_go_if_left(self) -> None:
+        if self.retired and not self._asked and not self._pings:
+            self._let_go()
 
     def _let_go(self) -> None:
         if self._closed:
@@ -174,6 +206,11 @@ class Lane:
             self.dropped += 1
             return
         now = self._heard = monotonic()
+        if (ping := self._pings.get(header.request_id)) is not None:
+            if not ping.done() and header.type in (Type.PONG, Type.CHALLENGE):
+                ping.set_result(None)
+                self._cookie = header.cookie or self._cookie
+            return
         asked = self._asked.get(header.request_id)
         if asked is None or asked.exchange.done:
             return  # late, or of nobody: docs/wire.md has both dropped
@@ -202,10 +239,15 @@ class Lane:
         error = asked.exchange.failed
         assert error is not None  # done without a reply
         silent = self._heard < asked.at  # since this was asked, whoever else asked
-        if silent and not self.retired and isinstance(error, Refused) and error.reason is Reason.DEADLINE:
+        if silent and isinstance(error, Refused) and error.reason is Reason.DEADLINE:
+            self._unheard()
+        asked.answered.set_exception(error)
+
+    def _unheard(self) -> None:
+        """Nobody has answered here for a whole wait: the next exchange looks the name up again."""
+        if not self.retired:
             self.retired = True
             self._path.failed()
-        asked.answered.set_exception(error)
 
     def _send(self, datagrams: Iterable[bytes]) -> None:
         for datagram in datagrams:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An `oip:` address -> where to connect and what to ask for there. No I/O."""
+"""An `oip:` or `openai:` address -> where to connect and what to ask for there. No I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """One server, and the path under which it has its `/v2`."""
+    """One server, and the path under which it has its `/v2` or `/v1`."""
 
     host: str
     """A name in ASCII, or an IP address without brackets."""
@@ -25,10 +25,15 @@ class Origin:
     """As the Host field has it: without the scheme's own port."""
     base: str
     """"" or a path without a slash at its end."""
+    address: str | None = None
+    """The IP address to connect to instead of looking the host up; TLS and the Host field keep the name."""
 
 
-def parse_origin(url: str) -> Origin:
-    """`http://host:port/base` taken apart. ValueError says what is wrong and what is allowed."""
+def parse_origin(url: str, address: str | None = None) -> Origin:
+    """`http://host:port/base` taken apart. ValueError says what is wrong and what is allowed.
+
+    address: an IP address that the host's name was resolved to.
+    """
     parts = urlsplit(url)
     if parts.scheme not in _PORTS:
         raise ValueError(f"{url!r}: an address starts with http:// or https://")
@@ -46,7 +51,8 @@ def parse_origin(url: str) -> Origin:
     named = f"[{host}]" if ":" in host else host
     authority = named if port == _PORTS[parts.scheme] else f"{named}:{port}"
     base = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
-    return Origin(host=host, port=port, tls=parts.scheme == "https", authority=authority.encode(), base=base)
+    tls = parts.scheme == "https"
+    return Origin(host=host, port=port, tls=tls, authority=authority.encode(), base=base, address=address)
 
 
 def model_path(base: str, model: str, version: str) -> str:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from backends.body import Body
@@ -13,14 +15,18 @@ from proxy.arrival import Answered, Arrival, Walk
 from proxy.listeners.exchanges import Exchanges
 from proxy.listeners.marks import slices
 from proxy.listeners.quic import WRITE_AHEAD, Peer
-from proxy.protocols.answers import HeadFields, refusal_answer, reply_head
+from proxy.protocols.answers import HeadFields, error_event, refusal_answer, reply_head
 from proxy.protocols.fields import RequestHead
 from proxy.protocols.h3 import BadHead, DataReceived, ErrorCode, HeadReceived, Http3
 from proxy.protocols.http_arrival import Origin, arrival
 from proxy.protocols.quic import QuicEvent, StopSendingReceived, StreamReset
 from qos.timeline import Timeline
 
-__all__ = ["Http3Session"]
+__all__ = ["LAST_WORDS_S", "Http3Session"]
+
+LAST_WORDS_S = 1.0
+"""Longest wait for the client to have the event that says why its token stream breaks off, before the reset that may
+overtake it (RFC 9000 section 3.2)."""
 
 
 class Http3Session:
@@ -134,6 +140,7 @@ class Http3Responder:
         self._stream_id = stream_id
         self._head_only = head_only
         self._head_sent = False
+        self._streaming = False
 
     def judged(self, answered: Answered) -> None:
         self._peer.judged(answered.traffic_class)
@@ -143,6 +150,7 @@ class Http3Responder:
         status, fields = reply_head(reply, answered)
         section = self._section(status, fields)
         self._head_sent = True
+        self._streaming = reply.streaming and not self._head_only
         class_name, body = answered.traffic_class.name, reply.body
         if isinstance(body, bytes) and not self._peer.polices(class_name, len(body)):
             answered.bytes_out = len(body)
@@ -163,6 +171,8 @@ class Http3Responder:
 
     async def refuse(self, refusal: Refused, answered: Answered) -> None:
         if self._head_sent:
+            if self._streaming:
+                await self._last_words(refusal, answered)
             # Never a clean end after a broken one: the client must see that the body is not whole.
             self._http.abort(self._stream_id, ErrorCode.H3_INTERNAL_ERROR)
         else:
@@ -170,6 +180,13 @@ class Http3Responder:
             section = self._section(status, fields)
             self._http.send_reply(self._stream_id, section, b"" if self._head_only else body, ended=True)
         self._peer.touch()
+
+    async def _last_words(self, refusal: Refused, answered: Answered) -> None:
+        self._http.send_body(self._stream_id, error_event(refusal, answered.arrival.request_id), ended=False)
+        self._peer.touch()
+        with suppress(TimeoutError):  # a client that does not read learns from the reset alone
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._peer.room(self._stream_id, 0)
 
     def _section(self, status: int, fields: HeadFields) -> HeadFields:
         if self._head_only:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Heads of HTTP replies: Server-Timing, the Inferlane fields, and refusals as problem documents (RFC 9457)."""
+"""Heads of HTTP replies: Server-Timing, the Inferlane fields, and refusals as problem documents or error events.
+
+Problem documents are RFC 9457's; on OpenAI's paths their `error` is the object that its clients read.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ import msgspec
 
 from backends.messages import Reply
 from inferlane.errors import Refused
-from proxy.arrival import Answered
+from proxy.arrival import Answered, Arrival, Operation
+from proxy.protocols.openai_http import error_object
 from qos.timeline import Timeline
 
-__all__ = ["HeadFields", "problem", "refusal_answer", "reply_head", "server_timing"]
+__all__ = ["HeadFields", "error_event", "problem", "refusal_answer", "reply_head", "server_timing"]
 
 HeadFields = list[tuple[bytes, bytes]]
 
@@ -37,7 +41,7 @@ def reply_head(reply: Reply, answered: Answered) -> tuple[int, HeadFields]:
 
 def refusal_answer(refusal: Refused, answered: Answered) -> tuple[int, HeadFields, bytes]:
     """Status, fields and problem document of a refusal."""
-    body = problem(refusal, answered.arrival.request_id)
+    body = problem(refusal, answered.arrival.request_id, openai=_is_openai(answered.arrival))
     fields: HeadFields = [
         (b"content-type", b"application/problem+json"),
         (b"content-length", b"%d" % len(body)),
@@ -49,21 +53,38 @@ def refusal_answer(refusal: Refused, answered: Answered) -> tuple[int, HeadField
     return refusal.status, fields, body
 
 
-def problem(refusal: Refused, request_id: str) -> bytes:
-    """The RFC 9457 document. Its type is a name, not an address: nothing has to be fetched to understand it."""
-    document: dict[str, str | int | float] = {
+def problem(refusal: Refused, request_id: str, *, openai: bool = False) -> bytes:
+    """The RFC 9457 document. Its type is a name, not an address: nothing has to be fetched to understand it.
+
+    openai: its `error` member is the object of OpenAI's API, else the text of the Open Inference Protocol's.
+    """
+    document: dict[str, object] = {
         "type": f"urn:inferlane:refused:{refusal.reason.label}",
         "title": refusal.reason.label.replace("_", " "),
         "status": refusal.status,
         "reason": refusal.reason.label,
         "detail": refusal.detail,
         "request_id": request_id,
-        # The Open Inference Protocol's own error member, so that its clients print the detail.
-        "error": refusal.detail or refusal.reason.label,
+        # The API's own error member, so that its clients print the detail.
+        "error": error_object(refusal) if openai else refusal.detail or refusal.reason.label,
     }
     if refusal.retry_after_s is not None:
         document["retry_after_ms"] = round(refusal.retry_after_s * 1e3)
     return msgspec.json.encode(document)
+
+
+def error_event(refusal: Refused, request_id: str) -> bytes:
+    """The last event of a token stream that breaks off (server-sent events, HTML Living Standard section 9.2).
+
+    OpenAI's clients raise on an `error` member. The empty line before it ends an event that was cut in the middle.
+    """
+    document = msgspec.json.encode({"error": error_object(refusal), "request_id": request_id})
+    return b"\n\nevent: error\ndata: %b\n\n" % document
+
+
+def _is_openai(arrival: Arrival) -> bool:
+    # by its path where the door refused it: nobody knows what it asked for, but whose client it is
+    return arrival.operation in (Operation.OPENAI, Operation.OPENAI_MODELS) or arrival.path.startswith("/v1/")
 
 
 def _about(answered: Answered) -> HeadFields:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open Inference Protocol v2 over HTTP: which operation a path names, and the fields that steer a request.
+"""Which operation an HTTP path names, of the Open Inference Protocol or OpenAI's, and the fields that steer a request.
 
 Paths: https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md;
 Inference-Header-Content-Length: Triton's binary tensor extension.
@@ -30,7 +30,10 @@ _SERVER = {
     "/v2": Operation.SERVER_METADATA,
     "/v2/health/live": Operation.LIVE,
     "/v2/health/ready": Operation.READY,
+    "/v1/models": Operation.OPENAI_MODELS,
 }
+_OPENAI = {f"/v1/{each}": Operation.OPENAI for each in ("chat/completions", "completions", "embeddings")}
+_OPENAI_MODEL = "/v1/models/"
 _OF_MODEL = {None: Operation.METADATA, "ready": Operation.MODEL_READY, "infer": Operation.INFER}
 
 
@@ -59,9 +62,11 @@ class Head:
 def target(method: bytes, path: bytes) -> Target:
     """A clean method and path -> the operation. Raises Refused NOT_FOUND or METHOD_NOT_ALLOWED."""
     text = path.decode("ascii").split("?", 1)[0]
-    operation = _SERVER.get(text.rstrip("/"))
+    operation = _SERVER.get(text.rstrip("/")) or _OPENAI.get(text)
     if operation is not None:
         found = Target(operation)
+    elif text.startswith("/v1/"):
+        found = _openai(text)
     else:
         match = _MODEL.fullmatch(text)
         if match is None:
@@ -71,10 +76,17 @@ def target(method: bytes, path: bytes) -> Target:
             )
         name, version, verb = match.groups()
         found = Target(_OF_MODEL[verb], _name(name), _name(version or ""))
-    allowed = b"POST" if found.operation is Operation.INFER else b"GET"
+    allowed = b"POST" if found.operation in (Operation.INFER, Operation.OPENAI) else b"GET"
     if method not in (allowed, b"HEAD" if allowed == b"GET" else allowed):
         raise Refused(Reason.METHOD_NOT_ALLOWED, f"{text} takes {allowed.decode()}")
     return found
+
+
+def _openai(text: str) -> Target:
+    name = text.removeprefix(_OPENAI_MODEL)
+    if name in (text, ""):
+        raise Refused(Reason.NOT_FOUND, f"no such path; of OpenAI's there are {', '.join(_OPENAI)} and /v1/models")
+    return Target(Operation.OPENAI_MODELS, _name(name))  # the name may have slashes, as those of model hubs do
 
 
 def _name(text: str) -> str:

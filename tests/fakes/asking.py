@@ -9,7 +9,6 @@ from time import monotonic
 from backends.backend import Backend
 from backends.body import Body
 from backends.messages import Reply, Request
-from backends.pool import Pool
 from qos.timeline import Timeline
 from qos.traffic_class import TrafficClass
 
@@ -43,15 +42,3 @@ def request_of(body: Body | bytes = b"{}", *, timeout_s: float = 60, **more: obj
 def asking(backend: Backend, request: Request | None = None) -> asyncio.Task[Reply]:
     """The request on its way."""
     return asyncio.ensure_future(backend.infer(request or request_of()))
-
-
-async def through(pool: Pool, request: Request | None = None) -> bytes:
-    """As the gate and a door do it: take a place, read the whole reply, give the place back."""
-    endpoint = pool.pick()
-    assert endpoint is not None
-    endpoint.take()
-    try:
-        reply = await endpoint.backend.infer(request or request_of())
-        return reply.body if isinstance(reply.body, bytes) else b"".join([piece async for piece in reply.body])
-    finally:
-        endpoint.release()

@@ -126,21 +126,23 @@ BROKEN: dict[str, tuple[Answer, tuple[int, str]]] = {
     "another version": (says(b"HTTP/3.0 200 OK\r\ncontent-length: 0\r\n\r\n"), FAILED),
     "an upgrade that nobody asked for": (says(b"HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n", then=keep_open), FAILED),
     "interim replies without end": (says(b"HTTP/1.1 102 Processing\r\n\r\n" * 4000, then=keep_open), FAILED),
+    "200 and closes": (says(OK + b"content-length: %d\r\n\r\n" % LONG), FAILED),
+    "200 and stalls": (says(OK + b"content-length: %d\r\n\r\n" % LONG, then=keep_open), LATE),
+    "200 and garbage at once": (says(OK + b"content-length: 2\r\n\r\nOK"), FAILED),
     "a folded field": (says(OK + b"x: 1\r\n y\r\ncontent-length: 2\r\n\r\n{}"), FAILED),
     "NUL in a field": (says(OK + b"x: 1\0\r\ncontent-length: 2\r\n\r\n{}"), FAILED),
     "a JSON length that lies": (
         says(OK + b"inference-header-content-length: 9\r\ncontent-length: 2\r\n\r\n{}"), FAILED
     ),
 }  # fmt: skip
-CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"
+CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n5\r\n{ello\r\n"
 SIZED = OK + b"content-length: %d\r\n\r\n" % LONG
+HALF = SIZED + b"{" + bytes(LONG // 2)
 # What is said until the client has the reply's head, and what happens then.
 BROKEN_OFF: dict[str, tuple[bytes, Answer]] = {
-    "closes half-way": (SIZED + bytes(LONG // 2), close),
-    "resets half-way": (SIZED + bytes(LONG // 2), reset),
-    "stalls half-way": (SIZED + bytes(LONG // 2), keep_open),
-    "says 200 and closes": (SIZED, close),
-    "says 200 and stalls": (SIZED, keep_open),
+    "closes half-way": (HALF, close),
+    "resets half-way": (HALF, reset),
+    "stalls half-way": (HALF, keep_open),
     "chunks that end without an end": (CHUNKED, close),
     "chunks that stall": (CHUNKED, keep_open),
     "a bad chunk size": (CHUNKED, adds(b"xyz\r\n")),
@@ -230,7 +232,7 @@ async def test_every_transport_tells_the_same(name: str, scheme: str, tmp_path: 
 
 @pytest.mark.parametrize("scheme", ["https", "quic"])
 async def test_the_client_library_never_takes_half_a_reply_for_a_whole_one(scheme: str, tmp_path: Path) -> None:
-    async with talking_to(says(SIZED + bytes(LONG // 2)), tmp_path) as (gateway, _):
+    async with talking_to(says(HALF), tmp_path) as (gateway, _):
         async with inferlane.Client(gateway.url(scheme), insecure=True) as client:
             with pytest.raises(ConnectionFailed, match="broke the reply off"):
                 await client.infer("m", {"x": np.zeros((1, 4), np.float32)})

@@ -376,6 +376,14 @@ async def test_two_installed_distributions_are_told(started, monkeypatch):
     ]
 
 
+async def test_a_probe_fails_once_the_model_is_unloaded(started):
+    backend = await started(models.identity())
+    await backend.probe(deadline=0.0)
+    await backend.close()
+    with pytest.raises(Refused, match="not loaded"):
+        await backend.probe(deadline=0.0)
+
+
 @pytest.mark.needs_gpu
 async def test_cuda_answers_as_onnxruntime_s_own_cuda(started, request_of):
     model = models.linear()

@@ -10,7 +10,7 @@ from time import monotonic
 import pytest
 
 from backends.remote import address
-from backends.remote.address import open_socket, reaching, resolve, unreachable
+from backends.remote.address import connects, open_socket, reaching, resolve, unreachable
 from inferlane.errors import Reason, Refused
 
 SOON = 0.02  # a deadline that a test waits for
@@ -79,3 +79,22 @@ def test_why_a_backend_is_unreachable_names_no_address(why, told):
     assert told in refusal.detail
     assert "10.20" not in refusal.detail
     assert refusal.status == 503
+
+
+async def test_a_knock_is_a_connection_and_no_more(server):
+    await connects("127.0.0.1", server.port, deadline=monotonic() + 60)
+    peer = await server.accept()
+    assert await peer.end() == b""
+
+
+async def test_a_knock_tries_every_address_and_the_last_one_tells(server, monkeypatch):
+    async def two(host: str, port: int, kind: socket.SocketKind) -> list[tuple[int, tuple[str, int]]]:
+        return [(socket.AF_INET, ("127.0.0.1", closed)), (socket.AF_INET, ("127.0.0.1", port))]
+
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        closed = nobody.getsockname()[1]
+        monkeypatch.setattr(address, "resolve", two)
+        await connects("a.example", server.port, deadline=monotonic() + 60)
+        with pytest.raises(Refused, match="Connection refused"):
+            await connects("a.example", closed, deadline=monotonic() + 60)

@@ -6,7 +6,8 @@ from time import monotonic
 
 import pytest
 
-from backends.remote.connection import MOST_BUFFERED, WHOLE_REPLY, ReplyBody, Stale
+from backends.remote.connection import MOST_BUFFERED, WHOLE_REPLY, Stale
+from backends.remote.reply_body import ReplyBody
 from inferlane.errors import Reason, Refused
 from tests.fakes.asking import SOON, settle
 from tests.fakes.transport import exchange
@@ -65,10 +66,20 @@ async def test_a_long_reply_comes_in_pieces(connection, transport, shelf):
     assert [piece async for piece in answer.body] == []
 
 
-async def test_each_token_of_a_stream_comes_when_it_is_there(connection, transport):
+async def test_a_head_alone_is_no_answer_yet(connection, transport):
     task = await exchange(connection)
     connection.data_received(CHUNKED)
+    await settle()
+    assert not task.done()
+    connection.data_received(b"3\r\nabc\r\n")
+    assert (await task).body.first == b"abc"
+
+
+async def test_each_token_of_a_stream_comes_when_it_is_there(connection, transport):
+    task = await exchange(connection)
+    connection.data_received(CHUNKED + b"1\r\n0\r\n")
     body = (await task).body
+    assert await anext(body) == b"0"
     for token in (b"one", b"two"):
         waiting = asyncio.ensure_future(anext(body))
         await settle()
@@ -79,8 +90,9 @@ async def test_each_token_of_a_stream_comes_when_it_is_there(connection, transpo
 
 async def test_a_slow_client_stops_the_reading(connection, transport):
     task = await exchange(connection)
-    connection.data_received(CHUNKED)
+    connection.data_received(CHUNKED + b"1\r\n0\r\n")
     body = (await task).body
+    assert await anext(body) == b"0"
     half = b"%x\r\n%b\r\n" % (MOST_BUFFERED // 2, b"x" * (MOST_BUFFERED // 2))
     connection.data_received(half)
     connection.data_received(half)
@@ -126,8 +138,9 @@ async def test_a_reset_does_not_end_a_body_in_good_order(connection, transport):
 
 async def test_garbage_in_the_middle_of_a_body(connection, transport):
     task = await exchange(connection)
-    connection.data_received(CHUNKED)
+    connection.data_received(CHUNKED + b"1\r\n0\r\n")
     body = (await task).body
+    assert await anext(body) == b"0"
     waiting = asyncio.ensure_future(anext(body))
     await settle()
     connection.data_received(b"zz\r\n")
@@ -229,9 +242,9 @@ async def test_an_idle_connection_outlives_the_deadlines_it_served(connection, t
 async def test_a_reply_that_waits_for_its_client_has_met_its_deadline(connection, transport, shelf):
     passed = asyncio.Event()
     task = await exchange(connection, deadline=monotonic() + SOON)
-    connection.data_received(CHUNKED)
+    connection.data_received(CHUNKED + b"3\r\nabc\r\n")
     body = (await task).body
-    connection.data_received(b"3\r\nabc\r\n0\r\n\r\n")
+    connection.data_received(b"0\r\n\r\n")
     asyncio.get_running_loop().call_later(2 * SOON, passed.set)
     await passed.wait()
     assert [piece async for piece in body] == [b"abc"]
@@ -257,10 +270,10 @@ async def test_cancelled_in_the_moment_of_its_reply_it_leaves_the_connection_to_
     assert connection.usable
 
 
-async def test_cancelled_in_the_moment_of_a_head_it_closes(connection, transport):
+async def test_cancelled_in_the_moment_of_the_first_byte_it_closes(connection, transport):
     task = await exchange(connection)
     task.cancel()
-    connection.data_received(CHUNKED)
+    connection.data_received(CHUNKED + b"3\r\nabc\r\n")
     with pytest.raises(asyncio.CancelledError):
         await task
     assert transport.aborted
@@ -268,8 +281,10 @@ async def test_cancelled_in_the_moment_of_a_head_it_closes(connection, transport
 
 async def test_a_cancelled_reader_closes(connection, transport):
     task = await exchange(connection)
-    connection.data_received(CHUNKED)
-    waiting = asyncio.ensure_future(anext((await task).body))
+    connection.data_received(CHUNKED + b"3\r\nabc\r\n")
+    body = (await task).body
+    assert await anext(body) == b"abc"
+    waiting = asyncio.ensure_future(anext(body))
     await settle()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -328,3 +343,10 @@ async def test_its_repr_tells_its_condition(connection, transport):
     connection.data_received(CHUNKED + b"3\r\nabc\r\n")
     await task
     assert repr(connection) == "<Connection realtime answering, exchange 1, <ReplyReader body, 3 bytes unread>>"
+
+
+async def test_an_empty_reply_that_ends_with_the_connection_is_whole(connection, transport):
+    task = await exchange(connection)
+    connection.data_received(OK + b"\r\n")
+    connection.eof_received()
+    assert (await task).body == b""

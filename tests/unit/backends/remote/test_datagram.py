@@ -8,11 +8,10 @@ from time import monotonic
 import pytest
 
 from backends.body import Body
-from backends.endpoint import Endpoint
-from backends.messages import Reply, Request
+from backends.messages import Api, Reply, Request
 from backends.remote.datagram import MOST_BODY, DatagramBackend
 from inferlane.errors import Reason, Refused
-from inferlane.wire import Type
+from inferlane.wire import Header, Type, encode
 from tests.fakes.asking import BATCH, REALTIME, SOON, asking, request_of
 
 
@@ -25,15 +24,9 @@ async def backend(udp):
 
 
 async def refused(backend: DatagramBackend, request: Request) -> Refused:
-    """How it is refused, with the endpoint's count back at zero."""
-    endpoint = Endpoint("e", backend, 1)
-    endpoint.take()
+    """How it is refused."""
     with pytest.raises(Refused) as caught:
-        try:
-            await backend.infer(request)
-        finally:
-            endpoint.release()
-    assert endpoint.in_flight == 0
+        await backend.infer(request)
     return caught.value
 
 
@@ -200,3 +193,29 @@ async def test_metadata_has_no_datagram(backend):
     with pytest.raises(Refused, match="oip:") as caught:
         await backend.metadata("magika", "", deadline=monotonic() + 60)
     assert caught.value.reason is Reason.NOT_FOUND
+
+
+async def test_a_probe_is_a_ping_and_not_a_request(backend, udp):
+    assert backend.api is Api.OIP
+    probing = asyncio.ensure_future(backend.probe(deadline=monotonic() + 60))
+    header, _ = await udp.receive()
+    assert header.type is Type.PING
+    udp.say(encode(Header(type=Type.PONG, request_id=header.request_id)))
+    await probing
+    task = asking(backend, request_of())
+    request, _ = await udp.receive()
+    assert request.type is Type.REQUEST
+    udp.reply(request, b"{}")
+    await task
+
+
+async def test_a_probe_that_nobody_answers_has_failed_and_the_next_has_a_new_socket(backend, udp):
+    with pytest.raises(Refused):
+        await backend.probe(deadline=monotonic() + SOON)
+    await udp.receive()
+    before = udp.client
+    probing = asyncio.ensure_future(backend.probe(deadline=monotonic() + 60))
+    header, _ = await udp.receive()
+    assert udp.client != before
+    udp.challenge(header)
+    await probing

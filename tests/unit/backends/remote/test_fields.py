@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from backends.remote.fields import (
     compute_seconds,
     duration_text,
+    is_encoded,
+    is_event_stream,
     json_length,
+    queue_seconds,
     to_backend,
     to_client,
 )
@@ -97,6 +100,34 @@ def test_compute_time_may_stand_in_a_second_field():
     fields = [(b"server-timing", b"queue;dur=1"), (b"server-timing", b"compute;dur=3")]
     assert compute_seconds(fields) == pytest.approx(0.003)
     assert compute_seconds([]) is None
+
+
+def test_waiting_inside_the_backend_is_told_beside_it():
+    fields = [(b"server-timing", b"network;dur=9, queue;dur=1.5, compute;dur=3")]
+    assert queue_seconds(fields) == pytest.approx(0.0015)
+    assert queue_seconds([(b"server-timing", b"compute;dur=3")]) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "events"),
+    [
+        (b"text/event-stream", True),
+        (b"Text/Event-Stream; charset=utf-8", True),
+        (b"text/event-stream;charset=utf-8", True),
+        (b"text/event-streams", False),
+        (b"application/json", False),
+        (b"", False),
+    ],
+)
+def test_what_an_event_stream_calls_itself(kind, events):
+    assert is_event_stream([(b"server", b"x"), (b"content-type", kind)]) is events
+    assert not is_event_stream([])
+
+
+@pytest.mark.parametrize(("coding", "encoded"), [(b"gzip", True), (b"identity", False), (b"Identity", False)])
+def test_a_body_that_cannot_be_looked_into(coding, encoded):
+    assert is_encoded([(b"content-encoding", coding)]) is encoded
+    assert not is_encoded([])
 
 
 @given(st.text(alphabet='compute;dur=,. "0123456789eE+-naif\t').map(str.encode))

@@ -272,6 +272,21 @@ async def test_https(secure):
     await connections.close()
 
 
+async def test_a_resolved_address_is_connected_to_and_the_name_is_still_the_servers(secure):
+    server, context = secure
+    origin = parse_origin(f"https://localhost:{server.port}", address="127.0.0.1")
+    never = parse_origin(f"https://other.example:{server.port}", address="127.0.0.1")
+    for asked, well in ((origin, True), (never, False)):
+        connections = Connections(asked, max_idle=1)
+        connections.tls = context
+        if well:
+            assert (await opened(connections)).usable
+        else:
+            with pytest.raises(Refused, match=r"not valid for 'other\.example'"):
+                await opened(connections)
+        await connections.close()
+
+
 async def test_a_certificate_of_nobody_we_believe(secure):
     server, _ = secure
     connections = connections_to(server, scheme="https")

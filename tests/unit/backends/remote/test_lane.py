@@ -239,3 +239,71 @@ async def test_a_name_that_leads_nowhere():
     with pytest.raises(Refused, match="cannot be resolved") as refused:
         await Path("nowhere.invalid", 4434).open(monotonic() + 60)
     assert refused.value.status == 503
+
+
+def pinging(lane: Lane, *, timeout_s: float = 60) -> asyncio.Task[None]:
+    return asyncio.ensure_future(lane.ping(deadline=monotonic() + timeout_s))
+
+
+async def test_a_ping_is_as_long_as_the_challenge_that_answers_it_and_keeps_the_cookie(lane, udp):
+    first = pinging(lane)
+    header, body = await udp.receive()
+    assert (header.type, header.cookie, body) == (Type.PING, NO_COOKIE, b"")
+    udp.challenge(header)
+    await first
+    second = pinging(lane)
+    header, _ = await udp.receive()
+    assert header.cookie == COOKIE
+    udp.say(encode(Header(type=Type.PONG, request_id=header.request_id)))
+    await second
+
+
+async def test_a_lost_ping_is_repeated_and_late_answers_change_nothing(lane, udp):
+    task = pinging(lane)
+    lost, _ = await udp.receive()
+    again, _ = await udp.receive()
+    assert again == lost
+    for _ in range(2):
+        udp.say(encode(Header(type=Type.PONG, request_id=again.request_id)))
+    await task
+    assert not lane.retired
+
+
+async def test_noise_is_no_sign_of_life_and_silence_retires_the_lane(lane, path, udp):
+    task = pinging(lane, timeout_s=0.3)
+    header, _ = await udp.receive()
+    udp.say(b"hello")
+    udp.say(encode(Header(type=Type.PONG, request_id=header.request_id ^ 1)))
+    udp.say(encode(Header(type=Type.ERROR, request_id=header.request_id, reason=Reason.QUEUE_FULL.code, status=429)))
+    with pytest.raises(Refused, match="no answer to a ping") as caught:
+        await task
+    assert (caught.value.reason, caught.value.status) == (Reason.BACKEND_FAILED, 503)
+    assert lane.retired and not path.lanes
+
+
+async def test_a_silent_ping_leaves_the_requests_in_flight_alone(lane, udp):
+    asked = asking(lane)
+    header, _ = await udp.receive()
+    with pytest.raises(Refused):
+        await pinging(lane, timeout_s=SOON)
+    assert lane.retired
+    udp.reply(header, b"late")
+    assert (await asked).body == b"late"
+
+
+async def test_a_port_that_closed_fails_a_ping_at_once(lane, udp):
+    udp.close()
+    await asyncio.sleep(0)
+    with pytest.raises(Refused, match="refused"):
+        await pinging(lane)
+    assert lane.retired
+
+
+async def test_a_ping_given_up_leaves_nothing(lane, path, udp):
+    task = pinging(lane)
+    await udp.receive()
+    task.cancel()
+    lane.close(Refused(Reason.BACKEND_FAILED))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not path.lanes

@@ -8,12 +8,15 @@ import pytest
 
 from backends.body import Body
 from backends.errors import BackendError
-from backends.messages import Reply
-from backends.remote.oip import ONE_WRITE, OipBackend
+from backends.messages import Api, Reply
+from backends.remote.http_server import ONE_WRITE
+from backends.remote.oip import OipBackend
+from backends.settings import SecretSettings
+from inferlane.errors import Refused
 from tests.fakes.asking import BATCH, asking, request_of
 
 OK = b"HTTP/1.1 200 OK\r\n"
-HELLO = OK + b"content-length: 5\r\n\r\nhello"
+HELLO = OK + b'content-length: 7\r\n\r\n{"a":1}'
 
 
 def lines(head: bytes) -> list[bytes]:
@@ -86,6 +89,7 @@ async def test_what_the_reply_says(backend, server):
         json_length=2,
         fields=((b"content-type", b"application/octet-stream"), (b"server", b"triton")),
         compute_s=pytest.approx(0.0125),
+        backend_queue_s=pytest.approx(0.001),
     )
     assert before <= request.timeline.first_byte <= monotonic()
 
@@ -104,14 +108,14 @@ async def test_a_long_reply_comes_in_pieces(backend, server):
     task = asking(backend)
     peer = await server.accept()
     await peer.request()
-    peer.say(OK + b"content-length: 1000000\r\n\r\n" + b"x" * 1000)
+    peer.say(OK + b"content-length: 1000000\r\n\r\n" + b"{" * 1000)
     reply = await task
     peer.say(b"x" * 999_000)
     assert sum([len(piece) async for piece in reply.body]) == 1_000_000
     again = asking(backend)
     await peer.request()
     peer.say(HELLO)
-    assert (await again).body == b"hello"
+    assert (await again).body == b'{"a":1}'
     assert server.accepted == 1
 
 
@@ -144,7 +148,7 @@ async def test_a_body_that_arrives_late_is_sent_as_it_comes(backend, server):
         body.feed(piece, ended=piece == b"def")
         assert await peer.read(3) == piece
     peer.say(HELLO)
-    assert (await task).body == b"hello"
+    assert (await task).body == b'{"a":1}'
 
 
 async def test_a_body_of_unknown_length_is_chunked(backend, server):
@@ -216,6 +220,42 @@ async def test_metadata(backend, server):
     ]
     peer.say(OK + b"content-type: application/json\r\ncontent-length: 2\r\n\r\n{}")
     assert (await task).body == b"{}"
+
+
+async def test_a_probe_asks_whether_it_is_ready(backend, server):
+    task = asyncio.ensure_future(backend.probe(deadline=monotonic() + 60))
+    peer = await server.accept()
+    assert lines(await peer.head())[0] == b"GET /v2/health/ready HTTP/1.1"
+    peer.say(OK + b"content-length: 0\r\n\r\n")
+    await task
+    task = asyncio.ensure_future(backend.probe(deadline=monotonic() + 60))
+    await peer.head()
+    peer.say(b"HTTP/1.1 503 Loading\r\ncontent-length: 0\r\n\r\n")
+    with pytest.raises(Refused, match="503"):
+        await task
+    assert backend.api is Api.OIP
+
+
+async def test_a_key_goes_with_it_and_the_clients_own_does_not(server, monkeypatch):
+    monkeypatch.setenv("THE_KEY", "s3cret")
+    backend = OipBackend(f"http://127.0.0.1:{server.port}", slots=1, key=SecretSettings(env="THE_KEY"))
+    await backend.start()
+    task = asking(backend, request_of(fields=((b"authorization", b"Bearer mine"),)))
+    peer = await server.accept()
+    assert [line for line in lines(await peer.head()) if b"uthorization" in line] == [b"authorization: Bearer s3cret"]
+    peer.say(HELLO)
+    await task
+    await backend.close()
+
+
+async def test_a_resolved_address_is_asked_by_the_servers_name(server):
+    backend = OipBackend(f"http://triton.invalid:{server.port}", slots=1, address="127.0.0.1")
+    task = asking(backend)
+    peer = await server.accept()
+    assert b"host: triton.invalid:%d" % server.port in lines(await peer.head())
+    peer.say(HELLO)
+    await task
+    await backend.close()
 
 
 @pytest.mark.parametrize(("content", "wrong"), [(None, "No such file"), ("no certificate", "PEM")])

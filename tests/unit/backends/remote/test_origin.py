@@ -25,6 +25,12 @@ def test_addresses(url, origin):
     assert parse_origin(url) == Origin(host=host, port=port, tls=tls, authority=authority, base=base)
 
 
+def test_a_resolved_address_leaves_the_name_as_it_is():
+    origin = parse_origin("https://triton.example:8443/team", address="10.20.0.7")
+    assert (origin.address, origin.host, origin.authority) == ("10.20.0.7", "triton.example", b"triton.example:8443")
+    assert parse_origin("https://triton.example:8443/team").address is None
+
+
 @pytest.mark.parametrize(
     ("url", "wrong"),
     [

@@ -134,7 +134,7 @@ async def test_an_answer_before_the_end_of_the_body_asks_the_client_to_stop(tmp_
     stream_id = talk.send(INFER, bytes(3 * STREAM_WINDOW))
     await talk.run(60)
     head, body = talk.answer_to(stream_id)
-    assert (head[b":status"], head[b"retry-after"]) == (b"503", b"1")
+    assert (head[b":status"], head[b"retry-after"]) == (b"429", b"1")
     assert msgspec.json.decode(body)["retry_after_ms"] == 200
     stops = [each for each in talk.pair.client_events if isinstance(each, StopSendingReceived)]
     assert [each.error_code for each in stops] == [ErrorCode.H3_NO_ERROR]

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from backends.body import Body
 from backends.messages import Reply
 from inferlane.errors import Reason, Refused
 from proxy.arrival import Answered, Arrival, Operation
-from proxy.protocols.answers import problem, refusal_answer, reply_head, server_timing
+from proxy.protocols.answers import error_event, problem, refusal_answer, reply_head, server_timing
 from qos.timeline import Timeline
 from qos.traffic_class import TrafficClass
 from tests.fakes.walk import pieces
@@ -68,7 +69,7 @@ def test_a_refusal_is_a_problem_document_with_its_reason() -> None:
     refusal = Refused(Reason.QUEUE_TIMEOUT, "no place within 20 ms", retry_after_s=0.25)
     status, fields, body = refusal_answer(refusal, answered())
     head, document = dict(fields), msgspec.json.decode(body)
-    assert (status, head[b"content-type"], head[b"retry-after"]) == (503, b"application/problem+json", b"1")
+    assert (status, head[b"content-type"], head[b"retry-after"]) == (429, b"application/problem+json", b"1")
     assert int(head[b"content-length"]) == len(body)
     assert head[b"inferlane-dscp"] == b"46"
     assert document["reason"] == "queue_timeout"
@@ -81,3 +82,40 @@ def test_a_refusal_without_a_time_to_come_back_names_none() -> None:
     _, fields, _ = refusal_answer(Refused(Reason.NOT_FOUND, "no"), answered())
     assert b"retry-after" not in dict(fields)
     assert "retry_after_ms" not in msgspec.json.decode(problem(Refused(Reason.NOT_FOUND), "r"))
+
+
+@pytest.mark.parametrize(
+    ("operation", "path"),
+    [
+        (Operation.OPENAI, "/v1/chat/completions"),
+        (Operation.OPENAI_MODELS, "/v1/models"),
+        (Operation.UNKNOWN, "/v1/files"),
+    ],
+)
+def test_on_openais_paths_the_error_is_the_object_that_its_clients_read(operation: Operation, path: str) -> None:
+    asked = answered()
+    asked.arrival.operation, asked.arrival.path = operation, path
+    _, _, body = refusal_answer(Refused(Reason.QUEUE_FULL, "too many"), asked)
+    document = msgspec.json.decode(body)
+    assert document["error"] == {
+        "message": "too many",
+        "type": "rate_limit_error",
+        "param": None,
+        "code": "queue_full",
+    }
+    assert (document["reason"], document["status"]) == ("queue_full", 429)
+
+
+def test_elsewhere_it_is_the_text_of_the_other_api() -> None:
+    assert msgspec.json.decode(refusal_answer(Refused(Reason.NOT_FOUND, "no"), answered())[2])["error"] == "no"
+
+
+def test_the_last_event_of_a_broken_stream_stands_alone() -> None:
+    event = error_event(Refused(Reason.STALLED, "silent for 15 s"), "r-1")
+    cut = b'data: {"half' + event
+    lines = cut.split(b"\n")
+    assert lines[:3] == [b'data: {"half', b"", b"event: error"]
+    assert lines[4:] == [b"", b""]
+    document = msgspec.json.decode(lines[3].removeprefix(b"data: "))
+    assert document["error"]["message"] == "silent for 15 s"
+    assert (document["error"]["code"], document["request_id"]) == ("stalled", "r-1")

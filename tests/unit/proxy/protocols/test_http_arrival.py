@@ -53,3 +53,9 @@ def test_a_head_that_hygiene_refused_is_an_arrival_too() -> None:
     arrived = arrival(refusal, Body.of(b""), ORIGIN)
     assert arrived.refusal is refusal
     assert (arrived.path, arrived.model, arrived.fields) == ("", "", ())
+
+
+def test_a_request_that_names_its_model_in_its_body_arrives_without_one() -> None:
+    arrived = arrival(head(b"/v1/chat/completions"), Body.of(b"{}"), ORIGIN)
+    assert arrived.refusal is None
+    assert (arrived.operation, arrived.model, arrived.path) == (Operation.OPENAI, "", "/v1/chat/completions")
