@@ -14,8 +14,11 @@ __all__ = ["bind_tcp", "bind_unix"]
 _PROBE_S = 1.0  # connecting to a local listener takes microseconds, unless its backlog is full: then it lives
 
 
-def bind_tcp(host: str, port: int) -> socket.socket:
-    """A non-blocking TCP socket on one address of one family. Raises OSError that names the address."""
+def bind_tcp(host: str, port: int, *, listening: bool = False) -> socket.socket:
+    """A non-blocking TCP socket on one address of one family. Raises OSError that names the address.
+
+    listening: from now on. Only then the port is ours for sure: Linux lets two bind it as long as neither listens.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -25,6 +28,8 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
+        if listening:
+            sock.listen()
     except OSError as error:
         sock.close()
         raise OSError(error.errno, f"cannot listen on tcp {host}:{port}: {error.strerror}") from None

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One listener of the config: its sockets, and on each the protocols that share the port by first byte.
+"""One listener of the config: its sockets, UDP and TCP of one port number, and the protocols that share the UDP one.
 
 RFC 9443 section 3: a QUIC packet's first byte is 64 or more; 4 to 15 is nobody's, and 10 is ours (docs/wire.md).
 """
 
 from __future__ import annotations
 
+import errno
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ from typing import cast
 
 from inferlane.wire import MAGIC
 from proxy.arrival import Walk
+from proxy.bind import bind_tcp
 from proxy.listeners.datagrams import DatagramExchanges
+from proxy.listeners.http1 import Http1Door, Http1Plan
 from proxy.listeners.http3 import Http3Session
 from proxy.listeners.marks import Marks
 from proxy.listeners.native import NativeSession
@@ -29,6 +33,9 @@ __all__ = ["Door", "DoorPlan", "alpn_of"]
 
 _QUIC_BIT = 0x40
 _LONG_HEADER = 0x80
+_TRIES = 20
+"""For a port number that is free for UDP and for TCP."""
+_HTTP1_TRANSPORT = "h1"
 
 
 def alpn_of(accept: frozenset[str]) -> list[str]:
@@ -41,8 +48,9 @@ def alpn_of(accept: frozenset[str]) -> list[str]:
 class DoorPlan:
     """What a door needs to know of the config.
 
-    accept: of h3, stream, datagram, udp. tls: needed for the first three. cookie_secret: 32 bytes, for udp. reflects:
-    inference datagrams go back under the DSCP that came, for behind a gateway the marks are the gateway's to choose.
+    accept: of h3, stream, datagram, udp, h1. tls: needed for the first three. http1_tls: for h1. cookie_secret:
+    32 bytes, for udp. reflects: inference datagrams go back under the DSCP that came, for behind a gateway the marks
+    are the gateway's to choose.
     """
 
     name: str
@@ -51,6 +59,7 @@ class DoorPlan:
     tls: QuicConfiguration | None
     max_body: int
     cookie_secret: bytes
+    http1_tls: ssl.SSLContext | None = None
     reflects: bool = False
 
 
@@ -66,43 +75,59 @@ class Door:
         self._counts: Counter[str] = Counter()
         self._cookies = CookieJar(plan.cookie_secret)
         self._sides: list[_Side] = []
+        self._http1 = None if plan.http1_tls is None else self._http1_door(plan.http1_tls)
+        self._bound: list[tuple[str, int]] = []
 
     def __repr__(self) -> str:
         return f"<Door {self._plan.name} {', '.join(map(str, self.bound))}: {self.connections} connections>"
 
     def start(self) -> None:
         """Bind every address, or none. Raises OSError with a line that names the address."""
-        bound = []
+        places: list[_Place] = []
         try:
             for host, port in self._plan.addresses:
-                bound.append(bind(host, port))
+                places.append(_place(host, port, udp=self._speaks_udp, tcp=self._http1 is not None))
         except OSError:
-            for sock in bound:
+            for sock in (sock for place in places for sock in place if sock is not None):
                 sock.close()
             raise
-        self._sides = [self._side(sock) for sock in bound]
+        for udp, tcp in places:
+            self._bound.append(_address(udp, tcp))
+            if udp is not None:
+                self._sides.append(self._side(udp))
+            if tcp is not None and self._http1 is not None:
+                self._http1.start(tcp)
 
     def drain(self) -> None:
         """Take no new connections; those that are here finish."""
         for side in self._sides:
             if side.quic is not None:
                 side.quic.drain()
+        if self._http1 is not None:
+            self._http1.drain()
 
     def close(self) -> None:
         """Say goodbye and let go of the sockets."""
         for side in self._sides:
             side.close()
-        self._sides = []
+        self._sides, self._bound = [], []
+        if self._http1 is not None:
+            self._http1.hang_up()
+
+    async def wait_closed(self) -> None:
+        """Until nobody works any more for the connections that `close` cut."""
+        if self._http1 is not None:
+            await self._http1.close()
 
     @property
     def bound(self) -> list[tuple[str, int]]:
-        """Where it listens; port 0 has become a real one."""
-        return [side.socket.address[:2] for side in self._sides]
+        """Where it listens, UDP and TCP alike; port 0 has become a real one."""
+        return list(self._bound)
 
     @property
     def idle(self) -> bool:
         """Whether no request is in flight."""
-        return all(side.idle for side in self._sides)
+        return all(side.idle for side in self._sides) and (self._http1 is None or self._http1.idle)
 
     @property
     def name(self) -> str:
@@ -118,6 +143,11 @@ class Door:
     def handshakes(self) -> int:
         """QUIC handshakes completed."""
         return sum(side.quic.counts["handshakes"] for side in self._sides if side.quic is not None)
+
+    @property
+    def http1(self) -> Http1Door | None:
+        """The TCP side, where HTTP/1.1 is accepted."""
+        return self._http1
 
     @property
     def datagrams_received(self) -> int:
@@ -139,6 +169,20 @@ class Door:
             if side.quic is not None:
                 counts.update({reason: n for reason, n in side.quic.counts.items() if reason != "handshakes"})
         return counts
+
+    @property
+    def _speaks_udp(self) -> bool:
+        return self._plan.tls is not None or "udp" in self._plan.accept
+
+    def _http1_door(self, tls: ssl.SSLContext) -> Http1Door:
+        plan = Http1Plan(
+            listener=self._plan.name,
+            transport=_HTTP1_TRANSPORT,
+            max_body=self._plan.max_body,
+            tls=tls,
+            h3="h3" in self._plan.accept,
+        )
+        return Http1Door(self._walk, plan, clock=self._clock, marks=self._marks)
 
     def _side(self, sock: socket.socket) -> _Side:
         plan = self._plan
@@ -188,8 +232,34 @@ class Door:
         )
 
 
+_Place = tuple[socket.socket | None, socket.socket | None]
+"""UDP and TCP of one address and port, as far as they are wanted."""
+
+
+def _place(host: str, port: int, *, udp: bool, tcp: bool) -> _Place:
+    """Bind one address. For port 0, the kernel chooses for UDP, and TCP gets the same, or both try again."""
+    for left in reversed(range(_TRIES)):
+        datagrams = bind(host, port) if udp else None
+        if not tcp:
+            return datagrams, None
+        try:
+            number = port if datagrams is None else _address(datagrams)[1]
+            return datagrams, bind_tcp(host, number, listening=True)
+        except OSError as error:
+            if datagrams is not None:
+                datagrams.close()
+            if port or not left or error.errno != errno.EADDRINUSE:
+                raise
+    raise AssertionError  # the last try returns or raises
+
+
+def _address(*sockets: socket.socket | None) -> tuple[str, int]:
+    host, port = next(sock for sock in sockets if sock is not None).getsockname()[:2]
+    return host, port
+
+
 class _Side:
-    """One socket, and who gets its datagrams."""
+    """One UDP socket, and who gets its datagrams."""
 
     def __init__(self, sock: socket.socket, quic: QuicListener | None, counts: Counter[str], mark: Mark) -> None:
         self.quic = quic

@@ -1,116 +1,254 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP/1.1 door, over TCP or a Unix socket: one request after another on each connection, by aiohttp's server.
+"""The HTTP/1.1 door, over TLS, TCP or a Unix socket: one request after another on each connection, by aiohttp's server.
 
-aiohttp parses and frames. What a request may look like is decided by the hygiene that HTTP/3 has (protocols/fields.py).
+aiohttp parses and frames. What a request may look like is decided by the hygiene that HTTP/3 has (protocols/fields.py),
+and how long a client may take, and how many there may be, here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import ssl
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import msgspec
-from aiohttp import StreamReader, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import web
 
-from backends.body import Body
-from backends.messages import Reply
-from inferlane.errors import Reason, Refused
-from proxy.arrival import Answered, Arrival, Walk
-from proxy.listeners.tcp_marks import arrived_ds_field, carry, listen_for_marks
-from proxy.protocols.answers import HeadFields, refusal_answer, reply_head
-from proxy.protocols.fields import FieldsTooLarge, MalformedRequest, RequestHead, clean
+from inferlane.errors import Refused
+from proxy.arrival import Arrival, Walk
+from proxy.listeners.http1_exchange import Feed, Http1Responder, clean_head
+from proxy.listeners.marks import Marks
+from proxy.listeners.stream_connection import StreamConnection
+from proxy.listeners.tcp import Acceptor
+from proxy.listeners.tcp_marks import arrived_ds_field, carry, reflected
 from proxy.protocols.http_arrival import Origin, arrival
 from qos.dscp import dscp_of
 from qos.timeline import Timeline
 
-__all__ = ["Http1Door", "Models"]
+__all__ = ["Http1Door", "Http1Plan", "Models"]
 
 Models = Callable[[], Sequence[tuple[str, bool]]]
 """Each model's name and whether it is ready."""
 
-WINDOW = 256 * 1024
-"""Body bytes read ahead of the backend before the client is made to wait."""
-_KEEPALIVE_S = 75.0  # nginx's default; aiohttp's own hour keeps dead clients
+MOST_CONNECTIONS = 4096
+KEEPALIVE_S = 75.0
+"""How long a connection may be idle: nginx's default; aiohttp's own hour keeps dead clients."""
+HANDSHAKE_S = 10.0
+HEAD_S = 10.0
+"""How long a head may take from its first byte to its last. Bodies have their class's deadline."""
+_LOOK_S = 0.5
+_READ_AHEAD = 64 * 1024  # aiohttp keeps twice as much of a body beside the window, and otherwise 512 KiB
 _INDEX_PATH = "/v2/repository/index"
 _CUT_OFF_S = 0.05  # aiohttp takes 0 for "as long as it takes"
 _LINGER_S = 2.0  # for a client that is still sending to read that it was refused (RFC 9112 section 9.6)
-# RFC 9110 section 7.6.1; fields.py knows the rest of what stays on this hop.
-_HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"te"})
+_GOODBYE_S = 10.0
+"""For the last bytes of a reply and TLS's close_notify; then the connection is cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http1Plan:
+    """What an HTTP/1.1 door is.
+
+    transport: its word in logs and metrics. tls: None for plain HTTP, on a network that only gateways are in. h3: its
+    replies tell of HTTP/3 at the same port. models: what POST /v2/repository/index tells; None: there is no such path.
+    """
+
+    listener: str
+    transport: str
+    max_body: int
+    tls: ssl.SSLContext | None = None
+    h3: bool = False
+    models: Models | None = None
+    most_connections: int = MOST_CONNECTIONS
 
 
 class Http1Door:
     """Makes arrivals of HTTP/1.1 requests, from as many sockets as it is given.
 
-    models: what POST /v2/repository/index tells; None: there is no such path here. Replies carry the DSCP that their
-    connection came with: whoever connects keeps a connection to one class.
+    marks: of the classes, for replies to clients. None: a reply carries the DSCP that its connection came with, for
+    whoever connects keeps a connection to one class.
     """
 
-    def __init__(
-        self, walk: Walk, *, listener: str, max_body: int, clock: Callable[[], float], models: Models | None = None
-    ) -> None:
+    def __init__(self, walk: Walk, plan: Http1Plan, *, clock: Callable[[], float], marks: Marks | None = None) -> None:
         self._walk = walk
-        self._listener = listener
-        self._max_body = max_body
+        self._plan = plan
         self._clock = clock
-        self._models = models
+        self._marks = marks
+        self._loop = asyncio.get_running_loop()
         self._draining = False
-        self._busy: set[web.RequestHandler] = set()
-        """Connections with a request in flight."""
-        self._servers: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
+        self._welcoming: set[asyncio.Task[None]] = set()
+        self._held: set[socket.socket] = set()
+        """Of every connection that is open or in its handshake."""
+        self._connections: dict[asyncio.BaseProtocol, StreamConnection] = {}
+        self._idle: dict[StreamConnection, None] = {}
+        """Connections without a request in flight, the longest idle first."""
+        self._ending: set[StreamConnection] = set()
+        """Connections whose last reply is on its way out."""
+        self._looking: asyncio.TimerHandle | None = None
+        self._counts: Counter[str] = Counter()
         self._http = web.Server(
             self._serve,
             handler_cancellation=True,  # a client that leaves cancels its walk, and so what waits for it or runs
             auto_decompress=False,  # 256 KiB of gzip, one read, unpacks to 256 MiB
             access_log=None,
-            keepalive_timeout=_KEEPALIVE_S,
+            read_bufsize=_READ_AHEAD,
+            keepalive_timeout=KEEPALIVE_S,
             lingering_time=_LINGER_S,
+            tcp_keepalive=False,  # ours is quicker
         )
 
     def __repr__(self) -> str:
-        return f"<Http1Door {self._listener}: {len(self._http.connections)} connections, {len(self._busy)} in flight>"
+        busy = len(self._connections) - len(self._idle)
+        return f"<Http1Door {self._plan.listener}: {len(self._connections)} connections, {busy} in flight>"
 
-    async def start(self, sock: socket.socket) -> None:
+    def start(self, sock: socket.socket) -> None:
         """Serve a bound socket, which is this door's from now on."""
-        loop = asyncio.get_running_loop()
-        listen_for_marks(sock)
-        serve = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        self._servers.append(await serve(self._http, sock=sock))
+        if self._marks is not None:
+            carry(sock, self._marks.at(self._plan.listener))  # for the answer to a SYN, before anybody is accepted
+        self._acceptors.append(Acceptor(sock, self._welcome))
 
     def drain(self) -> None:
         """Take no new connection, and no further request on those that are open; what is in flight goes on."""
         self._draining = True
-        for server in self._servers:
-            server.close()
-        for connection in self._http.connections:
-            if connection not in self._busy:
-                connection.force_close()
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for connection in list(self._idle):
+            connection.hang_up()
+
+    def hang_up(self) -> None:
+        """On everybody, in the middle of a request too. Behind it, `close` waits for what that stops."""
+        self.drain()
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        for task in self._welcoming:
+            task.cancel()
+        for connection in list(self._connections.values()):
+            connection.cut()
 
     async def close(self) -> None:
-        """Hang up on everybody, in the middle of a request too."""
-        self.drain()
+        """Hang up, and wait until nobody works for who was here."""
+        self.hang_up()
+        await asyncio.gather(*self._welcoming, return_exceptions=True)
         await self._http.shutdown(_CUT_OFF_S)
 
     @property
     def idle(self) -> bool:
-        """Whether no request is in flight."""
-        return not self._busy
+        """Whether no request is in flight, and no last reply on its way out."""
+        return len(self._idle) == len(self._connections) and not self._ending
+
+    @property
+    def connections(self) -> int:
+        """Open connections, their handshakes completed."""
+        return len(self._connections)
+
+    @property
+    def handshakes(self) -> int:
+        """TLS handshakes completed."""
+        return self._counts["handshakes"]
+
+    @property
+    def connections_dropped(self) -> Mapping[str, int]:
+        """Connections given up, by reason: handshake_failed, slow_head, made_room, full."""
+        return {reason: count for reason, count in self._counts.items() if reason != "handshakes"}
+
+    def opened(self, connection: StreamConnection) -> None:
+        """A connection can be used, its handshake included."""
+        self._counts["handshakes"] += int(self._plan.tls is not None)
+        self._connections[connection.parser] = connection
+        self._idle[connection] = None
+        if self._draining:
+            connection.hang_up()
+        elif self._looking is None:
+            self._looking = self._loop.call_later(_LOOK_S, self._look)
+
+    def lost(self, connection: StreamConnection) -> None:
+        """A connection is gone."""
+        self._connections.pop(connection.parser, None)
+        self._held.discard(connection.sock)
+        self._idle.pop(connection, None)
+        self._ending.discard(connection)
+
+    def _welcome(self, sock: socket.socket) -> None:
+        if len(self._held) >= self._plan.most_connections and not self._make_room():
+            self._counts["full"] += 1
+            sock.close()
+            return
+        if self._marks is not None:
+            carry(sock, self._marks.at(self._plan.listener))
+        self._held.add(sock)
+        task = self._loop.create_task(self._open(sock))
+        self._welcoming.add(task)
+        task.add_done_callback(partial(self._welcomed, sock))
+
+    def _welcomed(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        self._welcoming.discard(task)
+        if task.cancelled():
+            self._held.discard(sock)
+            sock.close()
+
+    def _make_room(self) -> bool:
+        """The connection that has been idle for longest goes, as it may at any time (RFC 9112 section 9.5)."""
+        connection = next(iter(self._idle), None)
+        if connection is None:
+            return False
+        self._counts["made_room"] += 1
+        self.lost(connection)
+        connection.cut()
+        return True
+
+    async def _open(self, sock: socket.socket) -> None:
+        tls = self._plan.tls
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: StreamConnection(sock, self._http(), self, clock=self._clock, marks=self._marks),
+                sock,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else HANDSHAKE_S,
+                ssl_shutdown_timeout=None if tls is None else _GOODBYE_S,
+            )
+        except OSError:  # ssl.SSLError and asyncio's time-out are such; who speaks no TLS is told nothing
+            self._counts["handshake_failed"] += 1
+            self._held.discard(sock)
+            sock.close()
+
+    def _look(self) -> None:
+        """Whoever is too slow, or gone without our having read it, has no place here."""
+        self._looking = self._loop.call_later(_LOOK_S, self._look) if self._connections else None
+        now = self._clock()
+        for connection in list(self._connections.values()):
+            if connection.head_since is not None and now - connection.head_since >= HEAD_S:
+                self._counts["slow_head"] += 1
+                connection.cut()
+            elif connection.busy and connection.has_left:
+                connection.cut()
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        if self._models is not None and request.path == _INDEX_PATH:
-            return _index(request.method, self._models())
-        self._busy.add(request.protocol)
+        connection = self._connections.get(request.protocol)
+        if connection is None:
+            raise asyncio.CancelledError  # it was cut between its request and now
+        connection.begin()
+        self._idle.pop(connection, None)
         try:
-            return await self._exchange(request)
+            if self._plan.models is not None and request.path == _INDEX_PATH:
+                return _index(request.method, self._plan.models())
+            return await self._exchange(request, connection)
         finally:
-            self._busy.discard(request.protocol)
-            if self._draining:
-                request.protocol.close()  # not before: it would stop the rest of a body too
+            connection.end()
+            if connection.parser in self._connections:
+                self._idle[connection] = None
+                if self._draining:
+                    self._ending.add(connection)
+                    request.protocol.close()  # not before: it would stop the rest of a body too
 
-    async def _exchange(self, request: web.BaseRequest) -> web.StreamResponse:
-        arrived, feed = self._arrival(request)
-        responder = Http1Responder(request, last=lambda: self._draining)
+    async def _exchange(self, request: web.BaseRequest, connection: StreamConnection) -> web.StreamResponse:
+        arrived, feed = self._arrival(request, connection)
+        responder = Http1Responder(request, connection, last=lambda: self._draining, h3=self._plan.h3)
         if feed is None:
             await self._walk(arrived, responder)
         else:
@@ -122,145 +260,23 @@ class Http1Door:
             raise RuntimeError(f"the walk of {arrived.request_id} ended without an answer")
         return responder.response
 
-    def _arrival(self, request: web.BaseRequest) -> tuple[Arrival, Feed | None]:
+    def _arrival(self, request: web.BaseRequest, connection: StreamConnection) -> tuple[Arrival, Feed | None]:
+        ds_field = arrived_ds_field(connection.sock)
+        if self._marks is None:
+            carry(connection.sock, reflected(ds_field))
         origin = Origin(
-            transport="http",
-            listener=self._listener,
+            transport=self._plan.transport,
+            listener=self._plan.listener,
             client=request.remote or "127.0.0.1",  # a Unix socket's peer has no address and is on this machine
-            dscp=_reflected_dscp(request),
-            timeline=Timeline(self._clock()),
-            max_body=self._max_body,
+            dscp=dscp_of(ds_field),
+            timeline=Timeline(self._clock(), rtt_s=connection.rtt_s),
+            max_body=self._plan.max_body,
         )
-        clean_head = _clean_head(request)
-        declared = None if isinstance(clean_head, Refused) else clean_head.content_length
-        feed = Feed(request, limit=self._max_body, declared=declared)
-        arrived = arrival(clean_head, feed.body, origin)
+        head = clean_head(request)
+        declared = None if isinstance(head, Refused) else head.content_length
+        feed = Feed(request, limit=self._plan.max_body, declared=declared)
+        arrived = arrival(head, feed.body, origin)
         return arrived, None if arrived.refusal is not None or feed.at_once() else feed
-
-
-class Feed:
-    """A request's body on its way out of aiohttp's buffer, a window ahead of whoever reads it."""
-
-    def __init__(self, request: web.BaseRequest, *, limit: int, declared: int | None) -> None:
-        self.body = Body(limit=limit, declared=declared, consumed=self._consumed)
-        self._request = request
-        self._content: StreamReader = request.content
-        self._unread = 0
-        self._room = asyncio.Event()
-
-    def at_once(self) -> bool:
-        """Most bodies come in one segment with their head: then no task is needed to wait for more."""
-        if self._content.exception() is not None or not self._content.is_eof():
-            return False
-        self.body.feed(self._content.read_nowait(), ended=True)
-        return True
-
-    async def run(self) -> None:
-        """Feed until the end of the body. What breaks off is the client's fault and the reader's refusal."""
-        try:
-            if self._request.headers.get("Expect", "").lower() == "100-continue":
-                await self._request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                self._request.writer.output_size = 0  # aiohttp counts it as a reply begun
-            while data := await self._content.readany():
-                self._unread += len(data)
-                self.body.feed(data, ended=False)
-                while self._unread >= WINDOW:
-                    self._room.clear()
-                    await self._room.wait()
-            self.body.feed(b"", ended=True)
-        except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
-            self.body.fail(Refused(Reason.BAD_REQUEST, f"the body broke off or is not framed as announced: {error}"))
-
-    def _consumed(self, count: int) -> None:
-        self._unread -= count
-        self._room.set()
-
-
-class Http1Responder:
-    """The way back for one request. last: whether its connection shall end with it."""
-
-    def __init__(self, request: web.BaseRequest, *, last: Callable[[], bool]) -> None:
-        self._request = request
-        self._last = last
-        self.response: web.StreamResponse | None = None
-
-    def judged(self, answered: Answered) -> None:
-        """Its connection has carried the mark that came since before the class was known."""
-
-    async def reply(self, reply: Reply, answered: Answered) -> None:
-        status, fields = reply_head(reply, answered)
-        if isinstance(reply.body, bytes):
-            answered.bytes_out = len(reply.body)
-            await self._send(web.Response(status=status, headers=_headers(fields), body=reply.body))
-            return
-        response = web.StreamResponse(status=status, headers=_headers(fields))
-        await self._begin(response)
-        async for chunk in reply.body:
-            await _while_connected(response.write(chunk))
-            answered.bytes_out += len(chunk)
-        await _while_connected(response.write_eof())
-
-    async def refuse(self, refusal: Refused, answered: Answered) -> None:
-        if self.response is None:
-            status, fields, body = refusal_answer(refusal, answered)
-            await self._send(web.Response(status=status, headers=_headers(fields), body=body))
-        elif self._request.transport is not None:
-            # Never a clean end after a broken one: the client must see that the body is not whole.
-            self._request.transport.abort()
-
-    async def _send(self, response: web.Response) -> None:
-        await self._begin(response)
-        await _while_connected(response.write_eof())
-
-    async def _begin(self, response: web.StreamResponse) -> None:
-        if self._last():
-            response.force_close()
-        self.response = response
-        await _while_connected(response.prepare(self._request))
-
-
-def _reflected_dscp(request: web.BaseRequest) -> int:
-    """The DSCP a request came with, which its reply carries from here on."""
-    sock = None if request.transport is None else request.transport.get_extra_info("socket")
-    if sock is None:
-        return 0
-    ds_field = arrived_ds_field(sock)
-    carry(sock, ds_field)
-    return dscp_of(ds_field)
-
-
-async def _while_connected(step: Awaitable[object]) -> None:
-    """A client that is gone cancels its walk; a write may notice before the loop tells aiohttp."""
-    try:
-        await step
-    except ConnectionError:
-        raise asyncio.CancelledError from None
-
-
-def _clean_head(request: web.BaseRequest) -> RequestHead | Refused:
-    """The request in HTTP/3's words, so that one set of rules judges both."""
-    named = request.headers.get("Connection", "").lower().encode("utf-8", "replace").split(b",")
-    hop_by_hop = _HOP_BY_HOP.union(map(bytes.strip, named))
-    fields = [(name.lower(), value.strip(b" \t")) for name, value in request.raw_headers]
-    section = [
-        (b":method", request.method.encode("utf-8", "replace")),
-        (b":scheme", b"https"),
-        (b":path", request.raw_path.encode("utf-8", "surrogateescape")),
-        *((name, value) for name, value in fields if name not in hop_by_hop),
-    ]
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        return Refused(Reason.BAD_REQUEST, "send the body without content-encoding", status=415)
-    try:
-        return clean(section)
-    except FieldsTooLarge as error:
-        return Refused(Reason.FIELDS_TOO_LARGE, str(error))
-    except MalformedRequest as error:
-        return Refused(Reason.BAD_REQUEST, str(error))
-
-
-def _headers(fields: HeadFields) -> list[tuple[str, str]]:
-    decoded = [(name.decode(), value.decode("utf-8", "replace")) for name, value in fields]
-    return [*decoded, ("server", "inferlane")]
 
 
 def _index(method: str, models: Sequence[tuple[str, bool]]) -> web.Response:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mark that a TCP connection's packets came with, and replies that carry the same.
+"""The mark that a TCP connection's packets came with, and the one that ours carry.
 
 The kernel tells marks by datagram only. Of a TCP connection it keeps the DS field of the packet that opened it (IPv4)
 or that came last (IPv6), and hands it out like ancillary data (IP_PKTOPTIONS in net/ipv4/ip_sockglue.c,
@@ -16,7 +16,7 @@ from typing import Protocol, overload
 from qos.dscp import dscp_of
 from qos.marking import Mark, Option, received_ds_field, socket_options, usual_priority
 
-__all__ = ["Marked", "arrived_ds_field", "carry", "listen_for_marks"]
+__all__ = ["Marked", "arrived_ds_field", "carry", "listen_for_marks", "reflected"]
 
 # linux/in.h and linux/in6.h; Python has no names for them.
 _PACKET_OPTIONS: dict[int, tuple[int, int]] = {
@@ -69,22 +69,27 @@ def arrived_ds_field(sock: Marked) -> int:
     return received_ds_field([(level, kind, told[_HEADER.size : length])])
 
 
-def carry(sock: Marked, ds_field: int) -> None:
-    """Have this connection's replies carry the DSCP of this DS field; the kernel keeps the ECN bits."""
-    dscp = dscp_of(ds_field)
-    options = _options(sock.family, dscp)
+def carry(sock: Marked, mark: Mark) -> None:
+    """Have what this connection sends from now on carry a mark; the kernel keeps the ECN bits."""
+    options = _options(sock.family, mark)
     if not options:
         return
     (*field, _), (*priority, wanted) = options[0], options[-1]
     try:
         # An accepted connection inherits its listener's field, or with tcp_reflect_tos the peer's, but no priority.
-        if dscp_of(sock.getsockopt(*field)) != dscp or sock.getsockopt(*priority) != wanted:
+        if dscp_of(sock.getsockopt(*field)) != mark.dscp or sock.getsockopt(*priority) != wanted:
             for option in options:
                 sock.setsockopt(*option)
     except OSError:
         pass  # gone, and its request will be told so; or a kernel that refuses marks: replies travel without
 
 
+def reflected(ds_field: int) -> Mark:
+    """The mark of replies that go back under the DSCP that came."""
+    dscp = dscp_of(ds_field)
+    return Mark(dscp, usual_priority(dscp))
+
+
 @cache
-def _options(family: int, dscp: int) -> list[Option]:
-    return socket_options(family, Mark(dscp, usual_priority(dscp)))
+def _options(family: int, mark: Mark) -> list[Option]:
+    return socket_options(family, mark)

@@ -28,6 +28,16 @@ def test_a_taken_port_is_named():
             bind_tcp("127.0.0.1", port)
 
 
+def test_of_two_that_want_to_listen_at_once_one_is_told_before_it_serves():
+    with bind_tcp("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with bind_tcp("127.0.0.1", port, listening=True):
+            with pytest.raises(OSError, match=f"cannot listen on tcp 127.0.0.1:{port}: Address already in use"):
+                bind_tcp("127.0.0.1", port, listening=True)
+            with pytest.raises(OSError, match="Address already in use"):
+                first.listen()
+
+
 def test_an_address_that_is_not_ours_is_named():
     with pytest.raises(OSError, match=r"cannot listen on tcp 192\.0\.2\.1:0: "):
         bind_tcp("192.0.2.1", 0)

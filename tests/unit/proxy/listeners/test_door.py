@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,12 @@ from aioquic.quic.events import QuicEvent
 from structlog.testing import capture_logs
 
 from inferlane.wire import Header, Type, decode, encode, fragments
+from proxy.bind import bind_tcp
 from proxy.certificate import development_certificate
 from proxy.listeners.door import Door, DoorPlan, alpn_of
 from proxy.listeners.quic import Alarms
+from proxy.listeners.tcp import tls_context
+from proxy.listeners.udp import bind as udp_bind
 from proxy.protocols.quic import server_configuration
 from qos.marking import received_ds_field
 from tests.fakes.walk import MARKS, FakeWalk, echo, never
@@ -38,14 +41,17 @@ async def open_door(tmp_path: Path) -> AsyncIterator[OpenDoor]:
     alarms = Alarms(time.monotonic)
     doors = []
 
-    def make(walk: FakeWalk, accept: frozenset[str] = ALL, host: str = "127.0.0.1", *, reflects: bool = False) -> Door:
+    def make(
+        walk: FakeWalk, accept: frozenset[str] = ALL, host: str = "127.0.0.1", *, reflects: bool = False, port: int = 0
+    ) -> Door:
         certificate, key = development_certificate(tmp_path)
         alpn = alpn_of(accept)
         plan = DoorPlan(
             name="main",
-            addresses=[(host, 0)],
+            addresses=[(host, port)],
             accept=accept,
             tls=server_configuration(certificate, key, alpn) if alpn else None,
+            http1_tls=tls_context(certificate, key) if "h1" in accept else None,
             max_body=1 << 20,
             cookie_secret=bytes(32),
             reflects=reflects,
@@ -58,6 +64,7 @@ async def open_door(tmp_path: Path) -> AsyncIterator[OpenDoor]:
     yield make
     for door in doors:
         door.close()
+        await door.wait_closed()
     alarms.close()
 
 
@@ -266,3 +273,87 @@ async def test_datagrams_go_back_under_their_class_s_mark_or_the_one_that_came(
         _, parts, _, _ = await asyncio.to_thread(sock.recvmsg, 2048, 100)
         found.add(received_ds_field(parts))
     assert found == expected
+
+
+async def https(door: Door, tmp_path: Path, request: bytes = b"GET /v2 HTTP/1.1\r\nHost: h\r\n") -> bytes:
+    """Ask once, on a connection of its own."""
+    client = ssl.create_default_context(cafile=tmp_path / "development.pem")
+    reader, writer = await asyncio.open_connection(*door.bound[0], ssl=client)
+    writer.write(request + b"Connection: close\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_http_1_1_has_the_same_port_on_tcp(open_door: OpenDoor, tmp_path: Path, host: str) -> None:
+    walk = FakeWalk(echo)
+    door = open_door(walk, ALL | {"h1"}, host)
+    async with quic_client(door) as protocol:
+        ask(protocol, H3Connection(protocol._quic))
+        await eventually(lambda: len(walk.arrivals) == 1)
+    answer = await https(door, tmp_path)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'h3=":%d"; ma=86400' % door.bound[0][1] in answer
+    assert [(each.transport, each.listener) for each in walk.arrivals] == [("h3", "main"), ("h1", "main")]
+    assert door.http1 is not None and door.http1.handshakes == 1
+
+
+async def test_http_1_1_alone_leaves_udp_to_others(open_door: OpenDoor, tmp_path: Path) -> None:
+    door = open_door(FakeWalk(echo), frozenset({"h1"}))
+    assert b"alt-svc" not in (await https(door, tmp_path)).lower()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(door.bound[0])
+    assert (door.connections, door.handshakes, door.datagrams_received) == (0, 0, 0)
+
+
+async def test_without_it_there_is_nothing_on_tcp(open_door: OpenDoor) -> None:
+    door = open_door(FakeWalk(echo))
+    assert door.http1 is None
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*door.bound[0])
+
+
+async def test_a_port_that_tcp_cannot_have_is_another_one_s(
+    open_door: OpenDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel chooses for UDP alone."""
+    with bind_tcp("127.0.0.1", 0, listening=True) as taken:
+        number, tries = taken.getsockname()[1], []
+
+        def bind(host: str, port: int) -> socket.socket:
+            tries.append(port)
+            return udp_bind(host, number if len(tries) < 3 else port)
+
+        monkeypatch.setattr("proxy.listeners.door.bind", bind)
+        door = open_door(FakeWalk(echo), ALL | {"h1"})
+    assert tries == [0, 0, 0]
+    assert door.bound[0][1] != number
+
+
+async def test_a_port_that_was_asked_for_is_not_another_one_s(open_door: OpenDoor) -> None:
+    with bind_tcp("127.0.0.1", 0, listening=True) as taken:
+        number = taken.getsockname()[1]
+        for accept in (frozenset({"h1"}), ALL | {"h1"}):
+            with pytest.raises(OSError, match=f"cannot listen on tcp 127.0.0.1:{number}"):
+                open_door(FakeWalk(echo), accept, port=number)
+        with udp_bind("127.0.0.1", number):  # given back
+            pass
+
+
+async def test_draining_ends_idle_tcp_connections_and_waits_for_busy_ones(open_door: OpenDoor, tmp_path: Path) -> None:
+    walk = FakeWalk(never)
+    door = open_door(walk, ALL | {"h1"})
+    asking = asyncio.create_task(https(door, tmp_path))
+    await eventually(lambda: walk.arrivals)
+    door.drain()
+    assert not door.idle
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*door.bound[0])
+    door.close()
+    await door.wait_closed()
+    assert walk.cancelled == 1
+    assert door.idle and door.bound == []
+    with suppress(ConnectionResetError):
+        assert await asking == b""

@@ -1,155 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/1.1 requests become arrivals; replies, refusals and clients that leave are met on the way back."""
+"""HTTP/1.1 connections: who may stay, who is told what, and who is cut off."""
 
 from __future__ import annotations
 
 import asyncio
-import gzip
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
 import pytest
-import pytest_asyncio
 
 from backends.messages import Reply
-from inferlane.errors import Reason, Refused
-from proxy.arrival import Arrival, Operation
+from proxy.arrival import Arrival
 from proxy.bind import bind_unix
-from proxy.listeners.http1 import WINDOW, Http1Door
+from proxy.listeners import http1
+from proxy.listeners.http1 import Http1Door, Http1Plan
+from proxy.listeners.http1_exchange import WINDOW
 from proxy.telemetry import logs
-from tests.fakes.http1_site import INFER, Site, until
-from tests.fakes.walk import Answer, FakeWalk, echo, never, pieces
+from tests.fakes.http1_site import INFER, until
+from tests.fakes.walk import BATCH, REALTIME, FakeWalk, by_name, echo, never, policing
 
+AWAITED = 700 * 1024
+"""Of a body: more than is read ahead, and no more than the kernel takes. A FIN behind that would not be here."""
 POST = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\n"
-Sites = Callable[[Answer], Awaitable[Site]]
-
-
-@pytest_asyncio.fixture
-async def site_with() -> AsyncIterator[Sites]:
-    sites: list[Site] = []
-
-    async def make(answer: Answer) -> Site:
-        site = Site(answer)
-        sites.append(site)
-        await site.start()
-        return site
-
-    yield make
-    for site in sites:
-        await site.close()
-
-
-@pytest_asyncio.fixture
-async def site(site_with) -> Site:
-    return await site_with(echo)
-
-
-async def test_a_request_becomes_an_arrival_and_the_reply_comes_back(site):
-    reply, body = await site.ask(
-        f"{INFER}?x=1",
-        b"{}tensor",
-        Inference_Header_Content_Length="2",
-        Inferlane_Class="batch",
-        Inferlane_Timeout="50ms",
-        Priority="u=1",
-        X_Request_Id="r-7",
-        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-    )
-    (arrival,) = site.walk.arrivals
-    assert (reply.status, body) == (200, b"{}tensor")
-    assert reply.headers["Inference-Header-Content-Length"] == "2"
-    assert reply.headers["X-Request-Id"] == "r-7"
-    assert reply.headers["Inferlane-Class"] == "interactive"
-    assert reply.headers["Server"] == "inferlane"
-    assert (arrival.operation, arrival.model, arrival.path) == (Operation.INFER, "m", f"{INFER}?x=1")
-    assert (arrival.transport, arrival.listener, arrival.client) == ("http", "http", "127.0.0.1")
-    assert (arrival.asked_class, arrival.timeout_s, arrival.urgency) == ("batch", 0.05, 1)
-    assert arrival.traceparent == "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    assert arrival.json_length == 2
-    assert arrival.timeline.received == 5.0
-    assert site.walk.answered[0].bytes_out == 8
-
-
-async def test_what_belongs_to_one_hop_is_not_handed_on(site):
-    await site.raw(
-        b"POST /v2/models/m/infer HTTP/1.1\r\nHost: here\r\nConnection: close, X-Mine\r\nX-Mine: 1\r\nTE: gzip\r\n"
-        b"Keep-Alive: 5\r\nContent-Length: 2\r\nX-Theirs:  kept \r\n\r\n{}"
-    )
-    assert site.walk.arrivals[0].fields == ((b"x-theirs", b"kept"),)
-
-
-async def test_a_chunked_body(site):
-    async def chunks() -> AsyncIterator[bytes]:
-        for _ in range(3):
-            yield b"0123456789"
-            await asyncio.sleep(0)
-
-    reply, body = await site.ask(body=chunks())
-    assert (reply.status, body) == (200, b"0123456789" * 3)
-    assert site.walk.arrivals[0].body.declared is None
-
-
-async def test_a_body_longer_than_the_window(site):
-    sent = bytes(range(256)) * (3 * WINDOW // 256)
-    reply, body = await site.ask(body=sent)
-    assert (reply.status, body) == (200, sent)
-    assert site.walk.arrivals[0].body.declared == len(sent)
-
-
-async def test_a_backend_that_does_not_read_makes_the_client_wait(site_with):
-    going_on = asyncio.Event()
-
-    async def slow(arrival: Arrival) -> Reply:
-        await going_on.wait()
-        return await echo(arrival)
-
-    site = await site_with(slow)
-    asking = asyncio.create_task(site.ask(body=bytes(1 << 20)))
-    await until(lambda: site.walk.arrivals and site.walk.arrivals[0].body.received >= WINDOW)
-    for _ in range(100):
-        await asyncio.sleep(0)
-    assert site.walk.arrivals[0].body.received < 1 << 20
-    going_on.set()
-    _, body = await asking
-    assert body == bytes(1 << 20)
-
-
-async def test_a_compressed_body_is_refused(site):
-    reply, body = await site.ask(body=gzip.compress(b"{}"), Content_Encoding="gzip")
-    assert reply.status == 415
-    assert json.loads(body)["detail"] == "send the body without content-encoding"
-
-
-async def test_a_body_that_grows_beyond_the_limit_is_refused(site):
-    async def chunks() -> AsyncIterator[bytes]:
-        for _ in range(3):
-            yield bytes(1 << 19)
-
-    reply, body = await site.ask(body=chunks())
-    assert reply.status == 413
-    assert json.loads(body)["reason"] == "too_large"
-
-
-async def test_a_body_announced_beyond_the_limit_is_refused_before_it_is_read(site):
-    reader, writer = await site.dial()
-    writer.write(
-        b"POST /v2/models/m/infer HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\nContent-Length: 1048577\r\n\r\n"
-    )
-    assert (await reader.readuntil(b"\r\n")) == b"HTTP/1.1 413 Request Entity Too Large\r\n"
-    assert site.walk.arrivals[0].body.received == 0
-
-
-async def test_a_client_that_waits_for_leave_to_send_gets_it(site):
-    reader, writer = await site.dial()
-    head = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: here\r\nConnection: close\r\n"
-    writer.write(head + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
-    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-    writer.write(b"{}")
-    assert (await reader.read()).endswith(b"\r\n\r\n{}")
 
 
 @pytest.mark.parametrize(
@@ -168,19 +46,6 @@ async def test_a_request_that_is_refused_still_takes_its_walk(site, request_line
     assert b"content-type: application/problem+json" in head.lower()
     assert json.loads(body)["reason"] == reason
     assert len(site.walk.arrivals) == 1
-
-
-@pytest.mark.parametrize(
-    ("fields", "status"),
-    [
-        (b"Host: here there\r\n", 400),
-        (b"Host: here\r\nInferlane-Timeout: soon\r\n", 400),
-        (b"Host: here\r\n" + b"X: y\r\n" * 101, 431),
-    ],
-)
-async def test_a_bad_head_is_refused(site, fields, status):
-    answer = await site.raw(b"GET /v2 HTTP/1.1\r\nConnection: close\r\n" + fields + b"\r\n")
-    assert answer.startswith(b"HTTP/1.1 %d " % status)
 
 
 @pytest.mark.parametrize(
@@ -207,68 +72,6 @@ async def test_what_is_not_http_is_answered_and_leaves_no_trace(site, request_by
     assert b" 400 " in answer.split(b"\r\n")[0]
     assert stream.getvalue() == b""
     assert site.walk.arrivals == []
-
-
-async def test_a_chunked_body_with_a_broken_frame_never_counts_as_whole(site):
-    _, writer = await site.dial()
-    writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
-    await until(lambda: site.walk.arrivals and site.walk.arrivals[0].body.received)
-    # aiohttp answers 400 only after the walk, which its deadline ends; here the client loses patience.
-    writer.write(b"zz\r\n")
-    writer.close()
-    await writer.wait_closed()
-    await until(lambda: site.walk.cancelled)
-    assert not site.walk.arrivals[0].body.complete
-
-
-async def test_head_gets_the_fields_without_the_body(site_with):
-    async def server(_: Arrival) -> Reply:
-        return Reply(body=b'{"name":"inferlane"}', fields=((b"content-type", b"application/json"),))
-
-    site = await site_with(server)
-    reply, body = await site.ask("/v2", None, "HEAD")
-    assert (reply.status, body) == (200, b"")
-    assert reply.headers["Content-Length"] == "20"
-    assert reply.content_type == "application/json"
-
-
-async def streamed(_: Arrival) -> Reply:
-    return Reply(body=pieces(b"one ", b"two"))
-
-
-async def test_a_piecewise_reply_comes_in_chunks(site_with):
-    site = await site_with(streamed)
-    reply, body = await site.ask()
-    assert (reply.status, body) == (200, b"one two")
-    assert reply.headers["Transfer-Encoding"] == "chunked"
-    assert site.walk.answered[0].bytes_out == 7
-
-
-async def test_a_piecewise_reply_to_http_1_0_ends_with_the_connection(site_with):
-    site = await site_with(streamed)
-    answer = await site.raw(b"POST /v2/models/m/infer HTTP/1.0\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
-    assert answer.endswith(b"\r\n\r\none two")
-
-
-async def test_a_reply_that_breaks_off_does_not_end_cleanly(site_with):
-    async def broken(_: Arrival) -> Reply:
-        return Reply(body=pieces(b"half", error=Refused(Reason.BACKEND_FAILED, "it fell over")))
-
-    site = await site_with(broken)
-    with pytest.raises(aiohttp.ClientError):
-        await site.ask()
-
-
-async def test_a_refusal_says_when_to_come_back(site_with):
-    async def full(_: Arrival) -> Reply:
-        raise Refused(Reason.QUEUE_FULL, "1,024 wait already", retry_after_s=0.2)
-
-    site = await site_with(full)
-    reply, body = await site.ask()
-    assert reply.status == 503
-    assert reply.headers["Retry-After"] == "1"
-    assert reply.content_type == "application/problem+json"
-    assert json.loads(body)["retry_after_ms"] == 200
 
 
 async def test_a_client_that_leaves_cancels_its_walk(site_with):
@@ -328,8 +131,9 @@ async def test_the_repository_index(site):
 
 async def test_a_unix_socket(tmp_path: Path):
     walk = FakeWalk(echo)
-    door = Http1Door(walk, listener="socket", max_body=100, clock=lambda: 5.0)
-    await door.start(bind_unix(tmp_path / "door"))
+    plan = Http1Plan(listener="socket", transport="http", max_body=100)
+    door = Http1Door(walk, plan, clock=lambda: 5.0)
+    door.start(bind_unix(tmp_path / "door"))
     connector = aiohttp.UnixConnector(str(tmp_path / "door"))
     async with (
         aiohttp.ClientSession(connector=connector) as session,
@@ -356,7 +160,7 @@ async def test_draining_finishes_what_is_in_flight_and_takes_nothing_new(site_wi
     assert not site.door.idle
     going_on.set()
     reply, body = await asking
-    assert site.door.idle
+    await until(lambda: site.door.idle)
     assert (reply.status, body) == (200, b"{}")
     assert reply.headers["Connection"] == "close"
 
@@ -398,3 +202,185 @@ async def test_closing_cuts_off_what_does_not_finish(site_with):
     with pytest.raises(aiohttp.ClientError):
         await asking
     await until(lambda: site.walk.cancelled)
+
+
+async def test_over_tls_it_tells_of_http_3_at_the_same_port(site_with, tmp_path):
+    site = await site_with(echo, secure=tmp_path, transport="h1", h3=True)
+    reply, body = await site.ask(body=bytes(1 << 20))
+    assert (reply.status, len(body)) == (200, 1 << 20)
+    assert reply.headers["Alt-Svc"] == f'h3=":{site.port}"; ma=86400'
+    assert site.walk.arrivals[0].transport == "h1"
+    assert (site.door.handshakes, site.door.connections) == (1, 1)
+
+
+async def test_without_http_3_there_is_no_alternative(site):
+    reply, _ = await site.ask()
+    assert "Alt-Svc" not in reply.headers
+    assert site.door.handshakes == 0
+
+
+async def test_who_speaks_no_tls_is_counted_and_forgotten(site_with, tmp_path):
+    site = await site_with(echo, secure=tmp_path)
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    writer.write(b"GET /v2 HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert b"HTTP" not in await reader.read()
+    writer.close()
+    await until(lambda: site.door.connections_dropped)
+    assert site.door.connections_dropped == {"handshake_failed": 1}
+    assert (site.door.connections, site.walk.arrivals) == (0, [])
+
+
+async def test_a_handshake_that_does_not_go_on_is_given_up(site_with, tmp_path, monkeypatch):
+    monkeypatch.setattr(http1, "HANDSHAKE_S", 0.05)
+    site = await site_with(echo, secure=tmp_path)
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    writer.write(b"\x16\x03\x01")
+    with suppress(ConnectionResetError):
+        assert await reader.read() == b""
+    writer.close()
+    await until(lambda: site.door.connections_dropped)
+    assert site.door.connections_dropped == {"handshake_failed": 1}
+
+
+async def test_a_head_that_comes_drop_by_drop_ends_its_connection(site, monkeypatch):
+    monkeypatch.setattr(http1, "_LOOK_S", 0.001)
+    reader, writer = await site.dial()
+    for part in (POST, b"X: y\r\n"):
+        writer.write(part)
+        await until(lambda: any(each.head_since is not None for each in site.door._connections.values()))
+        site.now += http1.HEAD_S / 2
+    assert await reader.read() == b""
+    assert site.door.connections_dropped == {"slow_head": 1}
+    assert site.walk.arrivals == []
+
+
+@pytest.mark.parametrize("path", ["/v2/repository/index", INFER])
+async def test_after_its_answer_a_connection_may_be_idle_for_longer_than_a_head_takes(site, monkeypatch, path):
+    monkeypatch.setattr(http1, "_LOOK_S", 0.001)
+    reader, writer = await site.dial()
+    for _ in range(2):
+        writer.write(b"POST %b HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}" % path.encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
+        site.now += 2 * http1.HEAD_S
+        await asyncio.sleep(0.01)
+    assert site.door.connections_dropped == {}
+
+
+async def test_a_body_may_take_longer_than_a_head(site, monkeypatch):
+    monkeypatch.setattr(http1, "_LOOK_S", 0.001)
+    reader, writer = await site.dial()
+    writer.write(POST + b"Content-Length: 4\r\n\r\n")
+    await until(lambda: site.walk.arrivals)
+    for part in (b"ab", b"cd"):
+        site.now += 2 * http1.HEAD_S
+        await asyncio.sleep(0.01)
+        writer.write(part)
+    assert (await reader.readuntil(b"abcd")).startswith(b"HTTP/1.1 200 ")
+    assert site.door.connections_dropped == {}
+
+
+async def test_the_longest_idle_connection_makes_room_for_a_new_one(site_with):
+    site = await site_with(echo, most_connections=2)
+    oldest, _ = await site.dial()
+    await until(lambda: site.door.connections == 1)
+    other, writer = await site.dial()
+    await until(lambda: site.door.connections == 2)
+    newest, newest_writer = await site.dial()
+    assert await oldest.read() == b""
+    for reader, each in ((other, writer), (newest, newest_writer)):
+        each.write(POST + b"Content-Length: 0\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    assert site.door.connections_dropped == {"made_room": 1}
+
+
+async def test_closing_ends_handshakes_too(site_with, tmp_path):
+    site = await site_with(echo, secure=tmp_path)
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    await until(lambda: site.door._welcoming)
+    await site.door.close()
+    with suppress(ConnectionResetError):
+        assert await reader.read() == b""
+    writer.close()
+    assert site.door._held == set()
+
+
+async def test_when_all_are_busy_a_newcomer_is_turned_away(site_with):
+    site = await site_with(never, most_connections=1)
+    _, writer = await site.dial()
+    writer.write(POST + b"Content-Length: 0\r\n\r\n")
+    await until(lambda: site.walk.arrivals)
+    newcomer, _ = await site.dial()
+    with suppress(ConnectionResetError):
+        assert await newcomer.read() == b""
+    assert site.door.connections_dropped == {"full": 1}
+    assert site.walk.cancelled == 0
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_client_that_leaves_while_nobody_reads_its_body_cancels_its_walk(site_with, tmp_path, tls, monkeypatch):
+    monkeypatch.setattr(http1, "_LOOK_S", 0.01)
+    site = await site_with(never, **({"secure": tmp_path} if tls else {}))
+    _, writer = await site.dial()
+    writer.write(POST + b"Content-Length: 1048576\r\n\r\n" + bytes(AWAITED))
+    await until(lambda: site.walk.arrivals and site.walk.arrivals[0].body.received >= WINDOW)
+    for _ in range(100):
+        await asyncio.sleep(0)  # until nothing is read any more
+    writer.transport.abort()
+    await until(lambda: site.walk.cancelled)
+
+
+async def test_pipelined_requests_are_answered_in_order(site):
+    reader, writer = await site.dial()
+    writer.write(b"".join(POST + b"Content-Length: 1\r\n\r\n%d" % n for n in range(5)))
+    for n in range(5):
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(1) == b"%d" % n
+
+
+async def test_each_request_s_reply_carries_its_class_s_mark(site_with):
+    site = await site_with(echo, marks=policing(), listener="main")
+    site.walk.judge = by_name
+    reader, writer = await site.dial()
+    marks = []
+    for name in (b"batch", b"realtime", b"batch"):
+        writer.write(POST + b"Inferlane-Class: " + name + b"\r\nContent-Length: 2\r\n\r\n{}")
+        await reader.readuntil(b"{}")
+        (connection,) = site.door._connections.values()
+        marks.append(
+            (
+                connection.sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS),
+                connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY),
+            )
+        )
+    assert marks == [(BATCH.dscp << 2, 0), (REALTIME.dscp << 2, 6), (BATCH.dscp << 2, 0)]
+    assert site.walk.arrivals[0].timeline.rtt_s is not None
+
+
+async def test_before_its_first_request_a_connection_carries_its_listener_s_mark(site_with):
+    site = await site_with(echo, marks=policing(), listener="main")
+    await site.dial()
+    await until(lambda: site.door.connections)
+    (connection,) = site.door._connections.values()
+    assert connection.sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == REALTIME.dscp << 2
+
+
+async def test_draining_waits_until_the_last_reply_is_out(site_with):
+    """The client reads late: then what is left of its reply is still here when its walk is over."""
+    going_on = asyncio.Event()
+
+    async def long(_: Arrival) -> Reply:
+        await going_on.wait()
+        return Reply(body=bytes(8 << 20))
+
+    site = await site_with(long)
+    reader, writer = await site.dial()
+    writer.write(POST + b"Content-Length: 0\r\n\r\n")
+    await until(lambda: site.walk.arrivals)
+    site.door.drain()
+    going_on.set()
+    await asyncio.sleep(0.01)
+    assert not site.door.idle
+    assert len(await reader.read()) > 8 << 20
+    await until(lambda: site.door.idle)

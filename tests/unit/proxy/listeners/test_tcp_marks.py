@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from proxy.listeners.tcp_marks import arrived_ds_field, carry, listen_for_marks
+from proxy.listeners.tcp_marks import arrived_ds_field, carry, listen_for_marks, reflected
 from qos.marking import Mark, socket_options
 from tests.fakes.http1_site import INFER, Site
 from tests.fakes.walk import echo
@@ -47,7 +47,7 @@ def test_a_mark_that_changed_is_seen_where_the_kernel_tells(ends):
 
 def test_replies_carry_it(ends):
     _, accepted = ends
-    carry(accepted, EF | 1)
+    carry(accepted, reflected(EF | 1))
     level, name = (
         (socket.IPPROTO_IP, socket.IP_TOS)
         if accepted.family == socket.AF_INET
@@ -59,9 +59,9 @@ def test_replies_carry_it(ends):
 
 def test_a_field_that_the_kernel_reflected_lacks_the_priority(ends):
     _, accepted = ends
-    carry(accepted, EF)
+    carry(accepted, reflected(EF))
     accepted.setsockopt(socket.SOL_SOCKET, 12, 0)
-    carry(accepted, EF)
+    carry(accepted, reflected(EF))
     assert accepted.getsockopt(socket.SOL_SOCKET, 12) == 6
 
 
@@ -69,14 +69,14 @@ def test_a_connection_that_is_gone_came_unmarked(ends):
     _, accepted = ends
     accepted.close()
     assert arrived_ds_field(accepted) == 0
-    carry(accepted, EF)
+    carry(accepted, reflected(EF))
 
 
 def test_a_unix_socket_has_no_mark(tmp_path):
     one, other = socket.socketpair()
     with one, other:
         listen_for_marks(one)
-        carry(one, EF)
+        carry(one, reflected(EF))
         assert arrived_ds_field(one) == 0
 
 
