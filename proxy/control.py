@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The admin Unix socket: what changes a running gateway, for root and the gateway's own user and nobody else.
+
+HTTP/1.1 with JSON, one request a connection, so that curl and a few lines of any language can use it. Everything is
+bounded: who may talk is asked of the kernel before a byte is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import msgspec
+import structlog
+
+from backends.endpoint import Endpoint
+from backends.overview import endpoint_document, pools_document
+from backends.pool import Pool
+from proxy.bind import bind_unix
+
+__all__ = ["Control"]
+
+MODE = 0o660
+"""Of the socket's file; peer credentials decide all the same."""
+EXCHANGE_S = 5.0
+"""Longest time for one request and its answer."""
+MOST_CONNECTIONS = 16
+LONGEST_HEAD = 8 * 1024
+LONGEST_BODY = 64 * 1024
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
+_log = structlog.get_logger("inferlane.control")
+
+
+class Peer(NamedTuple):
+    """The process at the other end, as the kernel knows it."""
+
+    pid: int
+    uid: int
+
+
+class _Refusal(Exception):  # noqa: N818  not an error of ours
+    """Why a request is not done; names: what it could have named instead."""
+
+    def __init__(self, status: int, detail: str, **names: Sequence[str]) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.document = {"error": detail, **names}
+
+
+class Control:
+    """Serves one path. `start` binds it, `close` ends what is in flight and removes it.
+
+    pools: what there is now; changed: told a pool's name when an endpoint of it was taken out or put back;
+    owner: the user who is let in besides root.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        pools: Iterable[Pool],
+        *,
+        changed: Callable[[str], None],
+        clock: Callable[[], float] = monotonic,
+        owner: int | None = None,
+    ) -> None:
+        self._path = path
+        self._pools = {pool.name: pool for pool in pools}
+        self._changed = changed
+        self._clock = clock
+        self._allowed = {0, os.geteuid() if owner is None else owner}
+        self._server: asyncio.Server | None = None
+        self._exchanges: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Control {self._path} {'serving' if self._server else 'stopped'}, {len(self._exchanges)} in flight>"
+
+    async def start(self) -> None:
+        """Bind and serve. Raises OSError with a line that names the path."""
+        sock = bind_unix(self._path)
+        try:
+            os.chmod(self._path, MODE)  # before anybody can connect: it does not listen yet
+            self._server = await asyncio.start_unix_server(self._connected, sock=sock, limit=LONGEST_HEAD)
+        except OSError as error:
+            sock.close()
+            self._path.unlink(missing_ok=True)
+            raise OSError(error.errno, f"cannot serve unix {self._path}: {error.strerror or error}") from None
+        _log.info("control_listening", socket=str(self._path))
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        self._path.unlink(missing_ok=True)
+        for each in self._exchanges:
+            each.cancel()
+        await asyncio.gather(*self._exchanges, return_exceptions=True)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task of our own: asyncio's makes noise in the log where `close` cancels it.
+        task = asyncio.create_task(self._exchange(reader, writer))
+        self._exchanges.add(task)
+        task.add_done_callback(self._exchanges.discard)
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(EXCHANGE_S):
+                await self._serve(reader, writer)
+        except (TimeoutError, OSError) as error:
+            _log.debug("control_client_left", detail=str(error) or "too slow")
+        finally:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = _peer(writer.get_extra_info("socket"))
+        try:
+            if len(self._exchanges) > MOST_CONNECTIONS:
+                raise _Refusal(503, f"more than {MOST_CONNECTIONS} connections at once; try again")
+            if peer.uid not in self._allowed:
+                _log.warning("control_refused", uid=peer.uid, pid=peer.pid)
+                raise _Refusal(403, f"uid {peer.uid} may not change this gateway; become root or its own user")
+            status, document = 200, self._answer(*await _request(reader), peer)
+        except _Refusal as refusal:
+            status, document = refusal.status, refusal.document
+        writer.write(_written(status, document))
+        await writer.drain()
+        writer.write_eof()
+        await reader.read(1)  # until the client has hung up: closing first could take the answer from it
+
+    def _answer(self, method: str, target: str, peer: Peer) -> dict[str, Any]:
+        match [unquote(part) for part in target.partition("?")[0].split("/")]:
+            case ["", "v1", "pools"]:
+                _expect(method, "GET")
+                return pools_document(self._pools.values(), self._clock())
+            case ["", "v1", "pools", pool, "endpoints", endpoint, ("drain" | "undrain") as verb]:
+                _expect(method, "POST")
+                return self._drain(pool, endpoint, peer, draining=verb == "drain")
+        raise _Refusal(404, "no such path", paths=_PATHS)
+
+    def _drain(self, pool_name: str, endpoint_name: str, peer: Peer, *, draining: bool) -> dict[str, Any]:
+        pool = self._pools.get(pool_name)
+        if pool is None:
+            raise _Refusal(404, f"no pool is named {pool_name}", pools=list(self._pools))
+        endpoint = _found(pool, endpoint_name)
+        if endpoint.draining is not draining:
+            endpoint.draining = draining
+            event = "endpoint_draining" if draining else "endpoint_undrained"
+            _log.info(event, pool=pool_name, endpoint=endpoint_name, in_flight=endpoint.in_flight, uid=peer.uid)
+            self._changed(pool_name)
+        return {"pool": pool_name} | endpoint_document(endpoint, self._clock())
+
+
+_PATHS = [
+    "GET /v1/pools",
+    "POST /v1/pools/{pool}/endpoints/{endpoint}/drain",
+    "POST /v1/pools/{pool}/endpoints/{endpoint}/undrain",
+]
+
+
+def _found(pool: Pool, name: str) -> Endpoint:
+    endpoint = pool.find(name)
+    if endpoint is None:
+        names = [each.name for each in pool.endpoints]
+        raise _Refusal(404, f"no endpoint of pool {pool.name} is named {name}", endpoints=names)
+    return endpoint
+
+
+def _expect(method: str, wanted: str) -> None:
+    if method != wanted:
+        raise _Refusal(405, f"{wanted} is what this path takes")
+
+
+def _peer(sock: Any) -> Peer:
+    pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return Peer(pid, uid)
+
+
+async def _request(reader: asyncio.StreamReader) -> tuple[str, str]:
+    """Method and target; a body is read and means nothing."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+        line, *lines = head[:-4].decode("ascii").split("\r\n")
+        method, target, version = line.split(" ")
+    except asyncio.LimitOverrunError:
+        raise _Refusal(431, f"the head is longer than {LONGEST_HEAD} bytes") from None
+    except (ValueError, asyncio.IncompleteReadError):
+        raise _Refusal(400, "this is not an HTTP/1.1 request") from None
+    if version not in ("HTTP/1.1", "HTTP/1.0") or not target.startswith("/"):
+        raise _Refusal(400, "this is not an HTTP/1.1 request")
+    fields = {name.strip().lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)}
+    length = fields.get("content-length", "0")
+    if "transfer-encoding" in fields or not length.isdecimal() or len(length) > 9 or int(length) > LONGEST_BODY:
+        raise _Refusal(413, f"a body has a content-length, of {LONGEST_BODY} at most")
+    await _skip(reader, int(length))
+    return method, target
+
+
+async def _skip(reader: asyncio.StreamReader, length: int) -> None:
+    try:
+        await reader.readexactly(length)
+    except asyncio.IncompleteReadError:
+        raise _Refusal(400, "the body is shorter than its content-length") from None
+
+
+def _written(status: int, document: Mapping[str, Any]) -> bytes:
+    body = msgspec.json.encode(document)
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
