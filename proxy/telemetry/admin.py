@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The admin address: metrics and health over HTTP/1.1, reading only."""
+"""The admin address: metrics, health and what the gateway knows of itself, over HTTP/1.1, reading only."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 
 import msgspec
 from aiohttp import web
@@ -12,25 +14,41 @@ from aiohttp import web
 from proxy.bind import bind_tcp
 from proxy.telemetry.metrics import Metrics
 
-__all__ = ["AdminServer"]
+__all__ = ["AdminServer", "Document"]
+
+Document = Callable[[], Awaitable[object]]
+"""What answers a path under /v1/: something that JSON can tell."""
+_Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 _SHUTDOWN_S = 1.0  # a scrape takes milliseconds
 _KEEPALIVE_S = 75.0  # scrapers come back every 15 to 60 s
 
 
 class AdminServer:
-    """/metrics, /healthz and /readyz on one address.
+    """/metrics, /healthz, /readyz and documents on one address.
 
-    not_ready: what keeps this process from serving now, one name each; nothing: it is ready.
+    not_ready: what keeps this process from serving now, one name each; nothing: it is ready. documents: by path.
     """
 
-    def __init__(self, host: str, port: int, metrics: Metrics, not_ready: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        metrics: Metrics,
+        not_ready: Callable[[], Sequence[str]],
+        documents: Mapping[str, Document] = MappingProxyType({}),
+    ) -> None:
         self._address = host, port
         self._metrics = metrics
         self._not_ready = not_ready
         self._http: web.Server | None = None
         self._server: asyncio.Server | None = None
-        self._pages = {"/metrics": self._metrics_page, "/healthz": self._health, "/readyz": self._readiness}
+        self._pages: dict[str, _Page] = {
+            "/metrics": self._metrics_page,
+            "/healthz": self._health,
+            "/readyz": self._readiness,
+        }
+        self._pages |= {path: partial(_document, tell) for path, tell in documents.items()}
 
     def __repr__(self) -> str:
         return "<AdminServer {}:{} {}>".format(*self._address, "serving" if self._server else "stopped")
@@ -61,18 +79,22 @@ class AdminServer:
             return _json(404, {"error": "no such path", "paths": sorted(self._pages)})
         if request.method != "GET":
             return _json(405, {"error": "reading only: GET"}, {"Allow": "GET"})
-        return page(request)
+        return await page(request)
 
-    def _metrics_page(self, request: web.BaseRequest) -> web.Response:
+    async def _metrics_page(self, request: web.BaseRequest) -> web.Response:
         page, content_type = self._metrics.page(request.headers.get("Accept", ""))
         return web.Response(body=page, headers={"Content-Type": content_type})
 
-    def _health(self, _: web.BaseRequest) -> web.Response:
+    async def _health(self, _: web.BaseRequest) -> web.Response:
         return _json(200, {"alive": True})  # whoever can say so is: the loop runs
 
-    def _readiness(self, _: web.BaseRequest) -> web.Response:
+    async def _readiness(self, _: web.BaseRequest) -> web.Response:
         missing = list(self._not_ready())
         return _json(503 if missing else 200, {"ready": not missing, "not_ready": missing})
+
+
+async def _document(tell: Document, _: web.BaseRequest) -> web.Response:
+    return _json(200, await tell())
 
 
 def _json(status: int, document: object, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -7,11 +7,12 @@ Labels are names from the confirmed policy. Rates are bytes per second, like the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from proxy.telemetry.families import Family
 from qos.tc.keep.messages import LinkReading
 
-__all__ = ["Family", "LinksSeen", "link_families"]
+__all__ = ["LinksSeen", "link_families"]
 
 _OF_LINK = ("netns", "interface")
 _OF_CLASS = ("netns", "interface", "direction", "class")
@@ -25,18 +26,6 @@ class LinksSeen:
     """Whether somebody watches and repairs."""
     repairs: int = 0
     links: Sequence[LinkReading] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One metric: its name without `_total`, and its samples."""
-
-    name: str
-    help: str
-    labels: Sequence[str]
-    counts: bool = False
-    """Whether it only grows."""
-    samples: list[tuple[Sequence[str], float]] = field(default_factory=list)
 
 
 def link_families(seen: LinksSeen) -> Iterator[Family]:

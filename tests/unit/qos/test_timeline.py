@@ -17,12 +17,12 @@ def test_a_request_that_waits_for_its_backend_has_a_queue_part_only():
 
 
 def test_the_client_s_upload_is_no_queue_of_ours():
-    assert Timeline(received=5.0, queued=7.0, dispatched=7.25).parts() == Parts(None, 0.25, None, None)
+    assert Timeline(received=5.0, queued=7.0, dispatched=7.25).parts() == Parts(None, 0.25, None, None, upload=2.0)
 
 
 def test_compute_is_taken_out_of_backend():
     timeline = Timeline(received=5.0, dispatched=5.25, first_byte=6.25, finished=7.0, rtt_s=0.5, compute_s=0.75)
-    assert timeline.parts() == Parts(network=0.5, queue=0.25, backend=0.25, compute=0.75)
+    assert timeline.parts() == Parts(network=0.5, queue=0.25, backend=0.25, compute=0.75, download=0.75)
 
 
 def test_without_a_compute_time_all_is_backend():

@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from proxy.telemetry.admin import AdminServer
 from proxy.telemetry.metrics import Metrics
+from qos.diagnosis import report
 
 
 class Site:
@@ -18,8 +19,15 @@ class Site:
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self.missing: list[str] = []
-        self.server = AdminServer("127.0.0.1", 0, Metrics(version="0.1.0"), lambda: self.missing)
+        documents = {"/v1/diagnose": self.diagnose, "/v1/pools": self.pools}
+        self.server = AdminServer("127.0.0.1", 0, Metrics(version="0.1.0"), lambda: self.missing, documents)
         self.session = session
+
+    async def diagnose(self) -> object:
+        return report([])
+
+    async def pools(self) -> object:
+        raise RuntimeError("no document today")
 
     async def ask(self, path: str, method: str = "GET", **fields: str) -> tuple[int, str, str]:
         host, port = self.server.bound
@@ -64,7 +72,20 @@ async def test_not_ready_says_what_is_missing(site):
 async def test_an_unknown_path_says_which_there_are(site):
     status, content_type, page = await site.ask("/v1/config")
     assert (status, content_type) == (404, "application/json")
-    assert page == '{"error":"no such path","paths":["/healthz","/metrics","/readyz"]}'
+    assert page == '{"error":"no such path","paths":["/healthz","/metrics","/readyz","/v1/diagnose","/v1/pools"]}'
+
+
+async def test_documents_have_paths_of_their_own(site):
+    status, content_type, page = await site.ask("/v1/diagnose")
+    assert (status, content_type) == (200, "application/json")
+    assert page == '{"window_s":300.0,"holds":true,"promises":[]}'
+    assert (await site.ask("/v1/diagnose", "DELETE"))[0] == 405
+
+
+async def test_a_document_that_fails_fails_alone(site, caplog):
+    assert (await site.ask("/v1/pools"))[0] == 500
+    assert "no document today" in caplog.text
+    assert (await site.ask("/healthz"))[0] == 200
 
 
 async def test_reading_only(site):

@@ -8,19 +8,18 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.gate import Gate
 from proxy.telemetry.metrics import Metrics
-from qos.timeline import Timeline
 from qos.traffic_class import ClassTable
 from tests.fakes.answered import answered_request
-from tests.fakes.endpoints import pool_of, traffic_class
+from tests.fakes.endpoints import traffic_class
+from tests.fakes.gates import GateSeen
 
-STAGES = ("queue", "backend", "compute")
+NOW = 50.0
 
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(version="0.1.0")
+    return Metrics(version="0.1.0", clock=lambda: NOW)
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -35,38 +34,27 @@ def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
 
 def finish(metrics: Metrics, reason: str = "ok", **arrival: object) -> None:
     answered = answered_request(**arrival)
-    metrics.request_finished(answered, answered.arrival.timeline.parts(), reason=reason)
+    metrics.requests.finished(answered, answered.arrival.timeline.parts(), reason=reason)
 
 
-def test_a_request_counts_where_it_went_and_how_it_ended(metrics):
-    finish(metrics)
+def test_a_count_has_its_labels(metrics):
     finish(metrics)
     finish(metrics, "deadline")
     found = samples(metrics)
     where = ("rank-0", "e0", "main", "digits")
-    assert found["inferlane_requests_total", *where, "ok", "h3"] == 2
+    assert found["inferlane_requests_total", *where, "ok", "h3"] == 1
     assert found["inferlane_requests_total", *where, "deadline", "h3"] == 1
-    assert found["inferlane_request_bytes_total", "rank-0", "digits"] == 900
-    assert found["inferlane_reply_bytes_total", "rank-0", "digits"] == 600
+    assert found["inferlane_request_bytes_total", "rank-0", "digits"] == 600
 
 
-def test_the_parts_of_a_request_are_observed_each(metrics):
+def test_a_histogram_is_cumulative(metrics):
     finish(metrics)
     found = samples(metrics)
-    sums = {stage: found["inferlane_stage_seconds_sum", "rank-0", "digits", stage] for stage in STAGES}
-    assert sums == pytest.approx({"queue": 0.002, "backend": 0.003, "compute": 0.005})
     assert found["inferlane_request_seconds_sum", "rank-0", "digits"] == pytest.approx(0.011)
     assert found["inferlane_request_seconds_bucket", "rank-0", "0.01", "digits"] == 0
     assert found["inferlane_request_seconds_bucket", "rank-0", "0.025", "digits"] == 1
-    assert found["inferlane_client_rtt_seconds_sum", "main"] == pytest.approx(0.02)
-
-
-def test_what_was_not_reached_is_not_observed(metrics):
-    finish(metrics, "queue_full", timeline=Timeline(100.0, finished=100.1))
-    found = samples(metrics)
-    assert found["inferlane_request_seconds_count", "rank-0", "digits"] == 0
-    assert [found["inferlane_stage_seconds_count", "rank-0", "digits", stage] for stage in STAGES] == [0, 0, 0]
-    assert ("inferlane_client_rtt_seconds_count", "main") not in found
+    assert found["inferlane_request_seconds_bucket", "rank-0", "+Inf", "digits"] == 1
+    assert found["inferlane_stage_seconds_sum", "rank-0", "digits", "compute"] == pytest.approx(0.005)
 
 
 def test_nothing_that_a_client_chooses_becomes_a_label(metrics):
@@ -75,36 +63,54 @@ def test_nothing_that_a_client_chooses_becomes_a_label(metrics):
     assert "from-the-client" not in metrics.page()[0].decode()
 
 
-def test_a_gate_is_read_when_somebody_looks(metrics):
+def test_a_gate_is_read_when_somebody_looks_as_it_is_at_that_instant(metrics):
+    gate = GateSeen("digits")
+    gate.pool.add("e0", states={NOW: "draining"})
     classes = [traffic_class(0), traffic_class(1)]
-    pool = pool_of(1, 4)
-    metrics.watch_gate(Gate(pool), ClassTable(classes, classes[1]))
-    pool.endpoints[1].take()
-    pool.endpoints[0].backend.ready = False
+    metrics.watch_gate(gate, ClassTable(classes, classes[1]))
     found = samples(metrics)
-    assert found["inferlane_gate_waiting", "rank-0", "digits"] == 0
+    assert found["inferlane_endpoint_state", "e0", "digits", "draining"] == 1
     assert found["inferlane_gate_waiting", "rank-1", "digits"] == 0
-    assert found["inferlane_in_flight", "e1", "digits"] == 1
-    assert found["inferlane_endpoint_slots", "e1", "digits"] == 4
-    assert found["inferlane_endpoint_ready", "e0", "digits"] == 0
-    assert found["inferlane_endpoint_ready", "e1", "digits"] == 1
-    pool.endpoints[1].release()
-    assert samples(metrics)["inferlane_in_flight", "e1", "digits"] == 0
+    assert found["inferlane_retries_total", "digits"] == 0
+    gate.waiting, gate.counts.retries = {"rank-1": 4}, 2
+    found = samples(metrics)
+    assert found["inferlane_gate_waiting", "rank-1", "digits"] == 4
+    assert found["inferlane_retries_total", "digits"] == 2
+
+
+def test_classes_that_came_with_a_reload_are_told(metrics):
+    metrics.watch_gate(GateSeen("digits"), ClassTable([traffic_class(0)], traffic_class(0)))
+    metrics.use_classes(ClassTable([traffic_class(7)], traffic_class(7)))
+    waiting = {key for key in samples(metrics) if key[0] == "inferlane_gate_waiting"}
+    assert waiting == {("inferlane_gate_waiting", "rank-7", "digits")}
 
 
 COUNTS = SimpleNamespace(
-    datagrams_received=7, datagrams_sent=5, datagrams_dropped={"malformed": 2}, connections=3, handshakes=4
+    datagrams_received=7,
+    datagrams_sent=5,
+    datagrams_dropped={"malformed": 2},
+    connections=3,
+    handshakes=4,
 )
+TCP_COUNTS = SimpleNamespace(connections=1, handshakes=2, connections_dropped={})
 
 
 def test_a_door_is_read_when_somebody_looks(metrics):
     metrics.watch_door("main", COUNTS)
+    metrics.watch_tcp_door("main", TCP_COUNTS)
     found = samples(metrics)
     assert found["inferlane_datagrams_total", "in", "main"] == 7
-    assert found["inferlane_datagrams_total", "out", "main"] == 5
-    assert found["inferlane_datagrams_dropped_total", "main", "malformed"] == 2
     assert found["inferlane_quic_connections", "main"] == 3
-    assert found["inferlane_quic_handshakes_total", "main"] == 4
+    assert found["inferlane_tcp_handshakes_total", "main"] == 2
+
+
+def test_probes_and_look_ups_are_read_where_there_are_some(metrics):
+    assert not any(name.startswith(("inferlane_probes", "inferlane_discovery")) for name, *_ in samples(metrics))
+    metrics.watch_probing(SimpleNamespace(counts={("digits", True): 7}))
+    metrics.watch_discovery(SimpleNamespace(failures={("digits", "name"): 3}))
+    found = samples(metrics)
+    assert found["inferlane_probes_total", "digits", "ok"] == 7
+    assert found["inferlane_discovery_failures_total", "digits", "name"] == 3
 
 
 def test_the_version_and_the_process_are_told(metrics):
