@@ -59,6 +59,8 @@ class Arrival:
     fields: Fields = ()
     body: Body
     json_length: int | None = None
+    whole: bytes | None = None
+    """The body, where it had to be read to know the model."""
     timeline: Timeline
     refusal: Refused | None = None
     """What the door itself found wrong with it: the walk then only answers and records it."""
@@ -82,7 +84,7 @@ class Answered:
     """Bytes of reply body that the door has sent."""
     detail: str | None = None
     """What a refusal told the client, for the log."""
-    attempts: int = 1
+    attempts: int = 0
     """Endpoints that were asked."""
     hedged: bool = False
     """Whether a second copy was sent while the first ran."""
@@ -90,6 +92,11 @@ class Answered:
     """Whether its reply was a token stream."""
     pieces: int = 0
     """Of a token stream, sent."""
+
+    def asked(self, endpoint: str) -> None:
+        """One more endpoint is asked; where several were, the last that was asked or the one that answered is told."""
+        self.attempts += 1
+        self.endpoint = endpoint
 
 
 class Responder(Protocol):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy import qos_cli
+from proxy import control_cli, diagnose_cli, qos_cli
 from proxy.terminal import (
     FAILED,
     MISUSED,
@@ -41,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(qos_cli.app)
+diagnose_cli.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -255,3 +256,6 @@ def cert(
             print_json({"certificate": str(certificate), "key": str(key)})
         else:
             typer.echo(f"certificate  {certificate}\nkey          {key}")
+
+
+control_cli.register(app)  # behind the commands above, as the help lists them

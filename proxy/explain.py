@@ -13,7 +13,7 @@ from backends.picker import PICKERS
 from backends.pool import Pool
 from backends.pool_settings import PoolSettings
 from backends.routes import Routes
-from backends.settings import DatagramSettings, EndpointSettings, OnnxSettings
+from backends.settings import DatagramSettings, EndpointSettings, OipSettings, OnnxSettings, OpenAiSettings
 from inferlane.errors import Refused
 from proxy.config.settings import Config, ListenerSettings
 from proxy.protocols.oip_http import Head, head, target
@@ -105,7 +105,7 @@ def explain(config: Config, request: ExplainedRequest) -> Explanation:
     model = request.model or _model(request.path)
     facts = _Facts(
         listener=_listener(config, request.listener).name,
-        path=request.path or (f"/v2/models/{quote(model, safe='')}/infer" if model else ""),
+        path=request.path or _inference_path(config.pools, model),
         model=model,
         client=_address(request.client),
         dscp=parse_dscp(request.dscp),
@@ -178,6 +178,14 @@ def _model(path: str) -> str:
     return ""
 
 
+def _inference_path(pools: Sequence[PoolSettings], model: str) -> str:
+    """What a client would ask for this model."""
+    pool = _pool(pools, model)
+    if pool is not None and any(isinstance(each, OpenAiSettings) for each in pool.endpoints):
+        return "/v1/chat/completions"
+    return f"/v2/models/{quote(model, safe='')}/infer" if model else ""
+
+
 def _pool(pools: Sequence[PoolSettings], model: str) -> PoolSettings | None:
     # Pools without endpoints, so that the gateway's own routes decide and nothing is connected.
     routes = Routes((Pool(each.name, (), PICKERS[each.pick]), each.model) for each in pools)
@@ -186,8 +194,13 @@ def _pool(pools: Sequence[PoolSettings], model: str) -> PoolSettings | None:
 
 
 def _endpoint(endpoint: EndpointSettings) -> str:
-    if isinstance(endpoint, OnnxSettings):
-        return f"onnx {endpoint.onnx} on {', '.join(endpoint.providers)}"
-    if isinstance(endpoint, DatagramSettings):
-        return f"datagram {endpoint.datagram}"
-    return f"oip {endpoint.oip}"
+    match endpoint:
+        case OnnxSettings():
+            where = f"onnx {endpoint.onnx} on {', '.join(endpoint.providers)}"
+        case DatagramSettings():
+            where = f"datagram {endpoint.datagram}"
+        case OpenAiSettings():
+            where = f"openai {endpoint.openai}"
+        case OipSettings():
+            where = f"oip {endpoint.oip}"
+    return where if endpoint.zone is None else f"{where} in zone {endpoint.zone}"

@@ -9,28 +9,34 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 
-import msgspec
 import structlog
 
-from backends.endpoint import Endpoint
-from backends.messages import Reply, Request
+from backends.attempts import Attempts
+from backends.body import Body
+from backends.messages import Api, Reply, Request
 from backends.pool import Pool
 from backends.routes import Routes
 from inferlane.errors import Reason, Refused
+from proxy import refusals
 from proxy.arrival import Answered, Arrival, Operation, Responder
-from proxy.gate import Gate
+from proxy.describing import VERSION, Describing
+from proxy.eviction import Evictable
+from proxy.pool_walk import PoolWalk
+from proxy.protocols.openai_http import read_head
 from proxy.telemetry.finished import Telemetry
+from proxy.token_stream import TokenStream
 from qos.classify import Policy, classify
 
 __all__ = ["VERSION", "Pipeline"]
 
 GATHERED = 256 * 1024
 """A body of at most so many bytes is here before it gets a place."""
-VERSION = "0.1.0"
-"""The gateway's, as pyproject.toml has it."""
-_JSON = ((b"content-type", b"application/json"),)
-_SERVER = msgspec.json.encode({"name": "inferlane", "version": VERSION, "extensions": ["binary_tensor_data"]})
+MOST_READING = 256 << 20
+"""Bytes of bodies whose model is named inside them, of all that are read at once."""
+_PATHS = {Api.OIP: "/v2/models/NAME/infer", Api.OPENAI: "the OpenAI-compatible /v1 paths"}
 _log = structlog.get_logger("inferlane.pipeline")
 
 
@@ -41,7 +47,7 @@ class Pipeline:
         self,
         policy: Policy,
         routes: Routes,
-        gates: Mapping[str, Gate],
+        walks: Mapping[str, PoolWalk],
         telemetry: Telemetry,
         *,
         clock: Callable[[], float],
@@ -49,9 +55,11 @@ class Pipeline:
         self.policy = policy
         """Who gets which class from now on; who has one keeps it, and what it promised."""
         self._routes = routes
-        self._gates = gates
+        self._walks = walks
+        self._describing = Describing(routes)
         self._telemetry = telemetry
         self._clock = clock
+        self._reading = 0
         self.in_flight = 0
         self.draining = False
 
@@ -63,9 +71,8 @@ class Pipeline:
         status, reason = Reason.CANCELLED.status, Reason.CANCELLED.label
         self.in_flight += 1
         try:
-            responder.judged(answered)
-            async with asyncio.timeout_at(answered.deadline):
-                reply = await self._answer(arrival, answered, responder)
+            async with asyncio.timeout_at(answered.deadline) as limit:
+                reply = await self._answer(arrival, answered, responder, limit)
             status, reason = reply.status, _reason_of(reply.status)
         except Refused as refusal:
             status, reason = await _refuse(refusal, responder, answered)
@@ -84,83 +91,108 @@ class Pipeline:
     def _judge(self, arrival: Arrival) -> Answered:
         """The class comes first: it decides the deadline of everything after it."""
         verdict = classify(arrival, self.policy)
-        allowed = verdict.traffic_class.deadline_s
-        budget = allowed if arrival.timeout_s is None else min(allowed, arrival.timeout_s)
         return Answered(
             arrival=arrival,
             traffic_class=verdict.traffic_class,
             why=verdict.why,
             trusted=verdict.trusted,
-            deadline=arrival.timeline.received + budget,
+            deadline=_deadline(arrival, verdict.traffic_class.deadline_s),
         )
 
-    async def _answer(self, arrival: Arrival, answered: Answered, responder: Responder) -> Reply:
+    async def _answer(
+        self, arrival: Arrival, answered: Answered, responder: Responder, limit: asyncio.Timeout
+    ) -> Reply:
+        if arrival.refusal is None and arrival.operation is Operation.OPENAI:
+            await self._read_model(arrival, answered)
+            limit.reschedule(answered.deadline)
+        responder.judged(answered)
         if arrival.refusal is not None:
             raise arrival.refusal
         if self._clock() >= answered.deadline:
             raise TimeoutError  # asyncio's timeout strikes at a wait only, and a quick backend never waits
-        if arrival.operation is Operation.INFER:
-            return await self._infer(arrival, answered, responder)
-        reply = await self._describe(arrival, answered)
+        if arrival.operation in (Operation.INFER, Operation.OPENAI):
+            return await self._infer(arrival, answered, responder, limit)
+        reply = await self._describing.reply(answered, draining=self.draining)
         await _send(reply, responder, answered)
         return reply
 
-    async def _infer(self, arrival: Arrival, answered: Answered, responder: Responder) -> Reply:
+    async def _read_model(self, arrival: Arrival, answered: Answered) -> None:
+        """An OpenAI-compatible request names its model in its body, so its class may be another once that is read."""
+        payload = await self._read_whole(arrival.body)
+        head = read_head(payload)
+        arrival.model, answered.streaming = head.model, bool(head.stream)
+        arrival.whole = payload
+        verdict = classify(arrival, self.policy)
+        answered.traffic_class, answered.why = verdict.traffic_class, verdict.why
+        answered.deadline = _deadline(arrival, verdict.traffic_class.deadline_s)
+
+    async def _read_whole(self, body: Body) -> bytes:
+        pieces = []
+        size = 0
+        try:
+            while piece := await body.read():
+                pieces.append(piece)
+                size += len(piece)
+                self._reading += len(piece)
+                if self._reading > MOST_READING:
+                    detail = f"bodies of {self._reading} bytes are being read here already"
+                    raise Refused(Reason.QUEUE_FULL, detail, retry_after_s=1.0)
+        finally:
+            self._reading -= size
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _infer(self, arrival: Arrival, answered: Answered, responder: Responder, limit: asyncio.Timeout) -> Reply:
         if self.draining:
             raise Refused(Reason.DRAINING, "this gateway is shutting down; connect again", retry_after_s=1.0)
-        pool = self._pool(arrival, answered)
-        request = _request(arrival, answered)
-        gate = self._gates[pool.name]
+        pool = self._describing.pool(answered)
+        _check_api(pool, arrival.operation)
         # A client that sends slowly holds no place meanwhile, and a body that is not as long as its head says goes
         # nowhere. Longer ones are forwarded as they come.
         await arrival.body.gather(GATHERED)
         arrival.timeline.queued = self._clock()
+        request = _request(arrival, answered)
+        scope = Evictable(refusals.evicted(pool.name, answered.traffic_class.name))
+        with scope if answered.traffic_class.sheddable else nullcontext():
+            request.evict = scope.evict if answered.traffic_class.sheddable else None
+            return await self._attempt(self._walks[pool.name].attempts, request, answered, responder, limit)
+
+    async def _attempt(
+        self, attempts: Attempts, request: Request, answered: Answered, responder: Responder, limit: asyncio.Timeout
+    ) -> Reply:
         # Late binding: an endpoint is chosen when it has a place, not before (DESIGN.md, decision 3).
-        endpoint = await gate.enter(request)
-        answered.endpoint = endpoint.name
-        arrival.timeline.dispatched = self._clock()
+        attempt = await attempts.infer(request, asking=answered.asked)
+        reply = attempt.reply
+        answered.endpoint, answered.hedged = attempt.endpoint, attempt.hedged
+        request.timeline.compute_s, request.timeline.backend_queue_s = reply.compute_s, reply.backend_queue_s
         try:
-            reply = await self._forward(endpoint, request)
             if not isinstance(reply.body, bytes):
                 # The place is held until the last byte is out: a piecewise reply still occupies its backend.
-                await _send(reply, responder, answered)
-        finally:
-            gate.leave(endpoint)
+                await self._send_pieces(reply, responder, answered, limit)
+        except BaseException as error:
+            attempt.leave(error)
+            raise
+        attempt.leave()
         if isinstance(reply.body, bytes):
             # Nobody's place must wait for a whole reply that its class's `police` rate holds back.
             await _send(reply, responder, answered)
         return reply
 
-    async def _forward(self, endpoint: Endpoint, request: Request) -> Reply:
-        reply = await endpoint.backend.infer(request)
-        if request.timeline.first_byte is None:
-            request.timeline.first_byte = self._clock()
-        request.timeline.compute_s = reply.compute_s
-        return reply
-
-    async def _describe(self, arrival: Arrival, answered: Answered) -> Reply:
-        """Everything but inference: answered here, or by a backend without a place, for it costs no GPU time."""
-        match arrival.operation:
-            case Operation.SERVER_METADATA:
-                return Reply(body=_SERVER, fields=_JSON)
-            case Operation.LIVE:
-                return Reply(body=b'{"live":true}', fields=_JSON)
-            case Operation.READY:
-                return _readiness(all(pool.ready for pool in self._routes.pools) and not self.draining)
-            case Operation.MODEL_READY:
-                return _readiness(self._pool(arrival, answered).ready)
-            case _:
-                endpoint = next((each for each in self._pool(arrival, answered).endpoints if each.backend.ready), None)
-                if endpoint is None:
-                    raise Refused(Reason.NO_ENDPOINT, f"pool {answered.pool} has no endpoint ready", retry_after_s=1.0)
-                return await endpoint.backend.metadata(arrival.model, arrival.version, deadline=answered.deadline)
-
-    def _pool(self, arrival: Arrival, answered: Answered) -> Pool:
-        pool = self._routes.pool_for(arrival.model)
-        if pool is None:
-            raise Refused(Reason.UNKNOWN_MODEL, f"no pool here serves model {arrival.model!r}")
-        answered.pool = pool.name
-        return pool
+    async def _send_pieces(
+        self, reply: Reply, responder: Responder, answered: Answered, limit: asyncio.Timeout
+    ) -> None:
+        answered.streaming = reply.streaming
+        if not reply.streaming or isinstance(reply.body, bytes):
+            await _send(reply, responder, answered)
+            return
+        limit.reschedule(None)  # the class's deadline was until the first byte, which is here
+        async with asyncio.timeout(None) as bound:
+            stream = TokenStream(reply.body, answered, bound, self._telemetry, clock=self._clock)
+            try:
+                await _send(replace(reply, body=stream), responder, answered)
+            except asyncio.CancelledError:
+                if bound.expired():
+                    raise stream.late() from None
+                raise
 
 
 async def _refuse(refusal: Refused, responder: Responder, answered: Answered) -> tuple[int, str]:
@@ -195,17 +227,28 @@ def _request(arrival: Arrival, answered: Answered) -> Request:
         version=arrival.version,
         traffic_class=answered.traffic_class,
         deadline=answered.deadline,
-        body=arrival.body,
+        body=arrival.body if arrival.whole is None else Body.of(arrival.whole),
         json_length=arrival.json_length,
         timeline=arrival.timeline,
         fields=arrival.fields,
         traceparent=arrival.traceparent,
         dscp_seen=arrival.dscp,
+        client=arrival.client,
+        path="" if arrival.operation is Operation.INFER else arrival.path,
+        streaming=answered.streaming,
     )
 
 
-def _readiness(ready: bool) -> Reply:
-    return Reply(status=200 if ready else 503, body=b'{"ready":true}' if ready else b'{"ready":false}', fields=_JSON)
+def _deadline(arrival: Arrival, allowed_s: float) -> float:
+    budget = allowed_s if arrival.timeout_s is None else min(allowed_s, arrival.timeout_s)
+    return arrival.timeline.received + budget
+
+
+def _check_api(pool: Pool, operation: Operation) -> None:
+    spoken = Api.OPENAI if operation is Operation.OPENAI else Api.OIP
+    if pool.api is not spoken:
+        detail = f"the model's pool, {pool.name}, is asked at {_PATHS[pool.api]}, not at {_PATHS[spoken]}"
+        raise Refused(Reason.NOT_FOUND, detail)
 
 
 def _spent(arrival: Arrival, answered: Answered) -> str:

@@ -27,12 +27,13 @@ from backends.pool_settings import PoolSettings
 from backends.settings import BatchSettings, OnnxSettings
 from proxy.bind import bind_tcp, bind_unix
 from proxy.config.settings import Bind
-from proxy.gate import Gate
 from proxy.listeners.door import Door, DoorPlan
-from proxy.listeners.http1 import Http1Door
+from proxy.listeners.http1 import Http1Door, Http1Plan
 from proxy.listeners.marks import Marks
 from proxy.listeners.quic import Alarms
+from proxy.listeners.tcp import more_descriptors
 from proxy.pipeline import VERSION, Pipeline
+from proxy.pool_walk import pool_walks
 from proxy.server import DRAIN_S
 from proxy.telemetry import logs
 from proxy.telemetry.finished import Telemetry
@@ -121,7 +122,7 @@ class ModelServer:
         self.pipeline = Pipeline(
             trusting_policy(),
             self._routes,
-            {pool.name: Gate(pool, clock=self._clock) for pool in self._routes.pools},
+            pool_walks(pools, self._routes, _classes(), clock=self._clock),
             Telemetry(Metrics(version=VERSION)),
             clock=self._clock,
         )
@@ -151,13 +152,12 @@ class ModelServer:
             datagrams = Door(_udp_plan(self._udp_bind), self.pipeline, marks=marks, alarms=alarms, clock=self._clock)
             datagrams.start()
             opening.callback(datagrams.close)
-            door = Http1Door(
-                self.pipeline, listener=_HTTP, max_body=MAX_BODY, clock=self._clock, models=self._readiness
-            )
+            plan = Http1Plan(listener=_HTTP, transport=_HTTP, max_body=MAX_BODY, models=self._readiness)
+            door = Http1Door(self.pipeline, plan, clock=self._clock)
             opening.push_async_callback(door.close)
             self.http, self.udp = tcp.getsockname()[:2], datagrams.bound[0]
             for sock in filter(None, (tcp, unix)):
-                await door.start(sock)
+                door.start(sock)
             self._doors = [datagrams, door]
             self._opened = opening.pop_all()
 
@@ -218,6 +218,7 @@ async def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT, finish, return. Raises BackendError or OSError with one line for people."""
     logs.configure("console" if sys.stderr.isatty() else "json")
+    more_descriptors()
     pools = pools_of(find_models(models), providers=providers, batch=batch)
     server = ModelServer(pools, http=http, udp=udp, socket=socket)
     await server.start()

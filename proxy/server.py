@@ -17,11 +17,13 @@ from proxy import keeper, privileges
 from proxy.certificate import development_certificate
 from proxy.config.loading import Config
 from proxy.config.settings import ListenerSettings, TlsFiles
-from proxy.gate import Gate
 from proxy.listeners.door import Door, DoorPlan, alpn_of
 from proxy.listeners.marks import Marks
 from proxy.listeners.quic import Alarms
+from proxy.listeners.tcp import more_descriptors, tls_context
+from proxy.lookout import Lookout
 from proxy.pipeline import VERSION, Pipeline
+from proxy.pool_walk import pool_walks
 from proxy.protocols.quic import server_configuration
 from proxy.reload import Merged, reload
 from proxy.telemetry import logs
@@ -49,15 +51,21 @@ class Gateway:
         classes = class_table(config.classes)
         self._routes = build(config.pools)
         self._metrics = Metrics(version=VERSION)
-        self._gates = {pool.name: Gate(pool, clock=clock) for pool in self._routes.pools}
-        for gate in self._gates.values():
-            self._metrics.watch_gate(gate, classes)
+        self._walks = pool_walks(config.pools, self._routes, classes, clock=clock)
+        for each in self._walks.values():
+            self._metrics.watch_gate(each, classes)
         self.marks = Marks(classes, _ceilings(config), clock=clock)
-        self._telemetry = Telemetry(self._metrics)
-        self.pipeline = Pipeline(config.policy(), self._routes, self._gates, self._telemetry, clock=clock)
+        self._telemetry = Telemetry(self._metrics, clock=clock)
+        self.pipeline = Pipeline(config.policy(), self._routes, self._walks, self._telemetry, clock=clock)
         self.doors: list[Door] = []
         self._alarms: Alarms | None = None
-        self._admin = AdminServer(config.admin.bind.host, config.admin.bind.port, self._metrics, self._not_ready)
+        self._lookout = Lookout(config, self._routes, self._walks, clock=clock)
+        self._lookout.tell(self._metrics)
+        bind, documents = (
+            config.admin.bind,
+            {"/v1/pools": self._lookout.pools, "/v1/diagnose": self._telemetry.diagnose},
+        )
+        self._admin = AdminServer(bind.host, bind.port, self._metrics, self._not_ready, documents)
 
     def __repr__(self) -> str:
         return f"<Gateway {self.doors!r} {self.pipeline!r}>"
@@ -74,7 +82,7 @@ class Gateway:
 
     @property
     def admin(self) -> tuple[str, int]:
-        """Where /metrics, /healthz and /readyz answer."""
+        """Where /metrics, /healthz, /readyz and /v1/... answer."""
         return self._admin.bound
 
     async def start(self) -> None:
@@ -88,14 +96,20 @@ class Gateway:
             plans = [self._plan(each) for each in self._config.listeners]
             for pool in self._routes.pools:
                 await pool.start()
+            await self._lookout.start()
             for plan in plans:
                 door = Door(plan, self.pipeline, marks=self.marks, alarms=self._alarms, clock=self._clock)
                 door.start()
                 self.doors.append(door)
                 self._metrics.watch_door(door.name, door)
+                if door.http1 is not None:
+                    self._metrics.watch_tcp_door(door.name, door.http1)
         except BaseException:
             await self.close()
             raise
+
+    def announce(self) -> None:
+        """Say in the log where it listens: from here on it is meant to be found."""
         for door in self.doors:
             _log.info("listening", listener=door.name, addresses=[f"{host}:{port}" for host, port in door.bound])
         _log.info("admin_listening", address="{}:{}".format(*self.admin))
@@ -106,8 +120,8 @@ class Gateway:
         # Nothing below waits or fails, so nobody sees the one without the other.
         self.pipeline.policy = merged.policy
         self.marks.replace(classes, _ceilings(config))
-        for gate in self._gates.values():
-            gate.use_classes(classes)
+        for walk in self._walks.values():
+            walk.gate.use_classes(classes)
         self._metrics.use_classes(classes)
         if "log" in merged.changed:
             logs.configure(config.log.format, config.log.level)
@@ -130,7 +144,9 @@ class Gateway:
         """Let go of everything, in the reverse order of `start`."""
         for door in reversed(self.doors):
             door.close()
+            await door.wait_closed()
         self.doors.clear()
+        await self._lookout.close()
         for pool in reversed(self._routes.pools):
             await pool.close()
         await self._admin.close()
@@ -142,18 +158,22 @@ class Gateway:
         return ["draining", *waiting] if self.pipeline.draining else waiting
 
     def _plan(self, listener: ListenerSettings) -> DoorPlan:
-        tls = None
+        quic = http1 = None
         if listener.tls is not None:
             if isinstance(listener.tls, TlsFiles):
                 certificate, key = listener.tls.cert, listener.tls.key
             else:
                 certificate, key = development_certificate(self._state_dir)
-            tls = server_configuration(certificate, key, alpn_of(listener.accept))
+            alpn = alpn_of(listener.accept)
+            checked = server_configuration(certificate, key, alpn)  # without QUIC too: it says what is wrong with them
+            quic = checked if alpn else None
+            http1 = tls_context(certificate, key) if "h1" in listener.accept else None
         return DoorPlan(
             name=listener.name,
             addresses=[(each.host, each.port) for each in listener.bind],
             accept=listener.accept,
-            tls=tls,
+            tls=quic,
+            http1_tls=http1,
             max_body=listener.max_body,
             cookie_secret=secrets.token_bytes(32),
         )
@@ -166,6 +186,7 @@ def _ceilings(config: Config) -> dict[str, str | None]:
 async def run(config: Config, *, state_dir: Path, conf: Path | None = None) -> None:
     """Serve until SIGTERM or SIGINT, drain, return. conf: what SIGHUP reads again."""
     logs.configure(config.log.format, config.log.level)
+    more_descriptors()
     # The order is the point: the helper starts with all rights, and before a door opens nobody else has them.
     keeping = keeper.spawn(config.link_policy(), state_dir)
     privileges.drop(privileges.kept(_ports(config), root=os.geteuid() == 0))
@@ -179,6 +200,7 @@ async def run(config: Config, *, state_dir: Path, conf: Path | None = None) -> N
         # Only now: a signal while models load has nothing to finish, and may end the process as it always does.
         for each in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(each, stop.set)
+        gateway.announce()
         reloading = asyncio.create_task(_reloads(gateway, keeping, conf, hangup))
         try:
             await stop.wait()

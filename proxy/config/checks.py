@@ -2,7 +2,7 @@
 """What the parts of a config must not say about one another. Reads the plain values, so that it works on half a config.
 
 Each check passes over what is not there or of a wrong type: that is said by the settings' own types already. Those
-about links are in `link_checks`.
+about links are in `link_checks`, about pools in `pool_checks`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from itertools import chain
 
 from proxy.config.errors import Fault, unknown_name
 from proxy.config.link_checks import link_faults
+from proxy.config.pool_checks import pool_faults
 from proxy.config.positions import Path
 from proxy.config.settings import TRANSPORTS, Bind
-from proxy.config.tables import Table, duration, names, repeated, tables, texts
-from qos.units import format_duration
+from proxy.config.tables import Table, duration, names, parsed, repeated, tables, texts
+from qos.units import format_duration, parse_share
 
 __all__ = ["cross_faults"]
 
@@ -75,6 +76,20 @@ def _queues(config: Table) -> Iterator[Fault]:
             yield Fault((*path, "gate", "queue"), f"longer than the deadline, which ends every wait; at most {until}")
 
 
+def _gate_shares(config: Table) -> Iterator[Fault]:
+    """More than there is cannot be promised."""
+    promised = 0.0
+    for path, table in tables(config, "classes"):
+        gate = table.get("gate")
+        share = parsed(parse_share, gate.get("share")) if isinstance(gate, dict) else None
+        promised += share or 0.0
+        if share is not None and promised > 1 + 1e-9:
+            yield Fault(
+                (*path, "gate", "share"), f"with it {promised:.0%} of a pool's places are promised; at most 100%"
+            )
+            return
+
+
 def _rules(config: Table) -> Iterator[Fault]:
     classes, listeners = names(config, "classes"), names(config, "listeners")
     for path, rule in tables(config, "rules"):
@@ -121,26 +136,16 @@ def _beyond_loopback(path: Path, listener: Table) -> Iterator[Fault]:
             yield Fault((*path, *rest), message)
 
 
-def _without_effect(config: Table) -> Iterator[Fault]:
-    for path, endpoint in tables(config, "pools", "endpoints"):
-        batch, url = endpoint.get("batch"), endpoint.get("oip")
-        if isinstance(batch, dict) and batch.get("max_size", 1) == 1 and (duration(batch.get("max_wait")) or 0) > 0:
-            yield Fault(
-                (*path, "batch", "max_wait"), "nothing to wait for while max_size is 1; raise it or remove this"
-            )
-        if "tls" in endpoint and isinstance(url, str) and url.startswith("http:"):
-            yield Fault((*path, "tls"), "nothing to check behind http://; write https:// or remove this", at_key=True)
-
-
 _CHECKS: tuple[Callable[[Table], Iterator[Fault]], ...] = (
     _same_names,
     _same_models,
     _same_addresses,
     _one_default,
     _queues,
+    _gate_shares,
     _rules,
     _ceilings,
     _certificates,
-    _without_effect,
+    pool_faults,
     link_faults,
 )

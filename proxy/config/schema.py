@@ -32,6 +32,8 @@ def _tidy(node: Any) -> Any:
     if len(choices) == 1:
         del kept["anyOf"]
         kept = choices[0] | kept
+    elif choices:
+        kept["anyOf"] = choices
     return kept
 
 

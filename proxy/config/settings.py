@@ -103,7 +103,7 @@ class ListenerSettings(Settings):
         min_length=1,
         json_schema_extra={"default": list(TRANSPORTS)},
     )
-    """HTTP/3; raw QUIC streams; QUIC DATAGRAM; plain UDP inference datagrams; HTTP/1.1 over TLS on TCP. One port number."""
+    """HTTP/3; raw QUIC streams; QUIC DATAGRAM; plain UDP datagrams; HTTP/1.1 over TLS on TCP. All at one port."""
     tls: Tls | None = None
     """The certificate for all but plain UDP: files, or `development`, made at start, for loopback."""
     max_class: Name | None = None

@@ -114,7 +114,7 @@ async def test_a_request_whose_body_is_still_coming(
 async def test_a_reply_that_is_still_coming(gateway: LiveGateway, client: RawClient, backend: RawServer) -> None:
     """The place is held as long as the backend sends, and no longer than the client reads."""
     asking, peer = await running(client, backend)
-    peer.say(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + bytes(100_000))
+    peer.say(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n{" + b" " * 100_000)
     await client.until(lambda: asking.body)
     assert await gateway.value("inferlane_in_flight") == 1
     asking.stop()

@@ -8,24 +8,25 @@ from dataclasses import replace
 
 import pytest
 
+from backends.outcome import Outcome
 from inferlane.errors import Refused
 from proxy.gate import Gate
 from qos.traffic_class import ClassTable
-from tests.fakes.endpoints import pool_of, request_for, traffic_class
+from tests.fakes.endpoints import class_table_of, pool_of, request_for, traffic_class
 from tests.fakes.fake_time import FakeTimeLoop
 
 
 def test_who_waits_keeps_its_promise_and_has_its_turn_by_the_new_order():
     """`traffic_class(2)` is named rank-2: here a class that keeps its name, but not its place."""
     loop = FakeTimeLoop()
-    gate = Gate(pool_of(1), clock=loop.time)
+    gate = Gate(pool_of(1), class_table_of(4), clock=loop.time)
     entered: list[str] = []
 
     async def enters(name: str, rank: int, queue_s: float) -> None:
-        await gate.enter(request_for(traffic_class(rank, queue_s=queue_s), now=loop.now))
+        places.append(await gate.enter(request_for(traffic_class(rank, queue_s=queue_s), now=loop.now)))
         entered.append(name)
 
-    runs = loop.run_until_complete(gate.enter(request_for(traffic_class(0), now=loop.now)))
+    places = [loop.run_until_complete(gate.enter(request_for(traffic_class(0), now=loop.now)))]
     for name, rank in (("second", 1), ("gone", 3), ("third", 2)):
         loop.create_task(enters(name, rank, 1.0))
     late = loop.create_task(enters("late", 3, 0.5))
@@ -40,7 +41,7 @@ def test_who_waits_keeps_its_promise_and_has_its_turn_by_the_new_order():
     with pytest.raises(Refused, match=r"0\.5 s that class rank-3 waits"):
         late.result()
     for _ in range(4):
-        gate.leave(runs)
+        places[-1].leave(Outcome.unused())
         loop.settle()
     assert judged_before.done()
     assert entered == ["third", "judged before", "second", "gone"]
@@ -48,8 +49,9 @@ def test_who_waits_keeps_its_promise_and_has_its_turn_by_the_new_order():
 
 
 async def test_with_nobody_waiting_nothing_happens():
-    gate = Gate(pool_of(1))
+    gate = Gate(pool_of(1), class_table_of(2))
     only = traffic_class(0)
     gate.use_classes(ClassTable([only], only))
     async with asyncio.timeout(1):
-        gate.leave(await gate.enter(request_for(only, now=asyncio.get_running_loop().time())))
+        place = await gate.enter(request_for(only, now=asyncio.get_running_loop().time()))
+    place.leave(Outcome.unused())

@@ -5,84 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 
-import msgspec
 import pytest
 from structlog.testing import capture_logs
 
 from backends.body import Body
-from backends.endpoint import Endpoint
 from backends.messages import Reply, Request
-from backends.picker import least_in_flight
-from backends.pool import Pool
-from backends.routes import Routes
 from inferlane.errors import Reason, Refused
 from proxy.arrival import Answered, Operation
-from proxy.gate import Gate
-from proxy.pipeline import Pipeline
-from proxy.telemetry.finished import Telemetry
-from proxy.telemetry.metrics import Metrics
-from qos.classify import Policy
 from qos.timeline import Timeline
-from qos.traffic_class import ClassTable, TrafficClass
+from tests.fakes.one_pool import DEFAULT, Set, answer, stuck
 from tests.fakes.walk import RecordingResponder, arrival
-
-REALTIME = TrafficClass(name="realtime", rank=0, dscp=46, deadline_s=0.05, queue_s=0.02)
-DEFAULT = TrafficClass(name="interactive", rank=1, dscp=18, deadline_s=30.0, queue_s=30.0)
-CLASSES = ClassTable([REALTIME, DEFAULT], DEFAULT)
-
-
-class FakeBackend:
-    """Answers as the test says."""
-
-    def __init__(self, infer: Callable[[Request], Awaitable[Reply]]) -> None:
-        self._infer = infer
-        self.ready = True
-
-    async def start(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def infer(self, request: Request) -> Reply:
-        return await self._infer(request)
-
-    async def metadata(self, model: str, version: str, *, deadline: float) -> Reply:
-        return Reply(body=msgspec.json.encode({"name": model, "version": version}))
-
-
-class Set:
-    """A pipeline around one endpoint."""
-
-    def __init__(self, infer: Callable[[Request], Awaitable[Reply]], slots: int = 1) -> None:
-        self.backend = FakeBackend(infer)
-        self.endpoint = Endpoint("fake:one", self.backend, slots)
-        pool = Pool("main", [self.endpoint], least_in_flight)
-        self.metrics = Metrics(version="test")
-        self.pipeline = Pipeline(
-            Policy(CLASSES, max_class={"door": DEFAULT, "fast": REALTIME}, rules=[], class_from=()),
-            Routes([(pool, ["m"])]),
-            {"main": Gate(pool)},
-            Telemetry(self.metrics),
-            clock=time.monotonic,
-        )
-
-    async def ask(self, **changes: object) -> RecordingResponder:
-        recorder = RecordingResponder()
-        await self.pipeline(arrival(**changes), recorder)
-        return recorder
-
-    def counted(self, reason: str) -> bool:
-        return f'reason="{reason}"' in self.metrics.page()[0].decode()
-
-
-async def answer(request: Request) -> Reply:
-    return Reply(body=await request.body.read_all(), compute_s=0.001)
-
-
-async def stuck(_: Request) -> Reply:
-    await asyncio.Event().wait()
-    raise AssertionError
 
 
 async def test_a_request_walks_through_and_its_place_comes_back() -> None:
@@ -231,7 +164,7 @@ async def test_draining_refuses_inference_and_readiness_says_so() -> None:
 
 async def test_what_is_not_inference_needs_no_place() -> None:
     walk = Set(answer)
-    walk.endpoint.take()
+    walk.endpoint.take(0.0)
     (metadata,) = (await walk.ask(operation=Operation.METADATA, version="2")).replies
     assert metadata.body == b'{"name":"m","version":"2"}'
     (server,) = (await walk.ask(operation=Operation.SERVER_METADATA)).replies

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 from pathlib import Path
 
 import pytest
 
 from backends.errors import BackendError
+from proxy.bind import bind_tcp
 from proxy.config.loading import Config, load
 from proxy.protocols.quic import TlsError
 from proxy.reload import merge, reload
@@ -55,10 +57,28 @@ async def test_it_binds_every_address_answers_admin_and_leaves_nothing_behind(tm
             again.bind((host, port))
 
 
+async def test_http_1_1_is_served_at_every_address_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    gateway = Gateway(config(tmp_path, listener="accept: [h1], tls: development"), state_dir=tmp_path)
+    await gateway.start()
+    client = ssl.create_default_context(cafile=tmp_path / "development.pem")
+    bound = gateway.doors[0].bound
+    for address in bound:
+        reader, writer = await asyncio.open_connection(*address, ssl=client)
+        writer.write(b"GET /v2 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+        assert b"inferlane" in await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert 'inferlane_tcp_handshakes_total{listener="main"} 2.0' in await page(gateway.admin, "/metrics")
+    await gateway.close()
+    for host, port in bound:
+        bind_tcp(host, port, listening=True).close()
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
         ({"listener": "accept: [h3], tls: {cert: missing.pem, key: missing.key}"}, TlsError, "missing.pem"),
+        ({"listener": "accept: [h1], tls: {cert: missing.pem, key: missing.key}"}, TlsError, "missing.pem"),
         ({"endpoint": "{onnx: missing.onnx}"}, BackendError, "missing.onnx"),
     ],
 )

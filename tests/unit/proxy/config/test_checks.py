@@ -80,7 +80,7 @@ def test_what_fits_together_has_no_faults(text):
         (
             "listeners: [{name: a}]",
             "listeners[0].tls",
-            "missing, and h3, stream, datagram cannot be accepted without it",
+            "missing, and h3, stream, datagram, h1 cannot be accepted without it",
         ),
         (
             "listeners: [{name: a, accept: [udp, h3, nonsense]}]",

@@ -22,8 +22,14 @@ def test_an_editor_knows_the_keys_and_refuses_others():
 
 
 def test_an_editor_offers_the_words_of_a_key():
-    assert TABLES["ListenerSettings"]["properties"]["accept"]["items"]["enum"] == ["h3", "stream", "datagram", "udp"]
-    assert TABLES["PoolSettings"]["properties"]["pick"]["enum"] == ["round_robin", "least_in_flight"]
+    assert TABLES["ListenerSettings"]["properties"]["accept"]["items"]["enum"] == [
+        "h3",
+        "stream",
+        "datagram",
+        "udp",
+        "h1",
+    ]
+    assert TABLES["PoolSettings"]["properties"]["pick"]["enum"] == ["least_latency", "round_robin", "least_in_flight"]
     assert "EF" in TABLES["ClassSettings"]["properties"]["dscp"]["enum"]
     assert "CS6" not in TABLES["ClassSettings"]["properties"]["dscp"]["enum"]
 
@@ -33,6 +39,7 @@ def test_an_editor_knows_the_variants():
     assert [each["$ref"].rpartition("/")[2] for each in endpoints] == [
         "OnnxSettings",
         "OipSettings",
+        "OpenAiSettings",
         "DatagramSettings",
     ]
     files, development = TABLES["ListenerSettings"]["properties"]["tls"]["oneOf"]

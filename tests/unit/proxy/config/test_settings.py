@@ -76,7 +76,7 @@ def test_a_listener_has_all_transports_and_the_default_class_unless_it_says_so()
     assert listener() == ListenerSettings(
         name="main",
         bind=(Bind("127.0.0.1", 4433),),
-        accept=frozenset({"h3", "stream", "datagram", "udp"}),
+        accept=frozenset({"h3", "stream", "datagram", "udp", "h1"}),
         tls="development",
         max_class=None,
         max_body=64 << 20,
@@ -96,7 +96,7 @@ def test_tls_is_nothing_else(tls):
 
 def test_what_is_accepted_is_a_list_of_known_transports():
     assert listener(accept=("udp", "h3")).accept == {"udp", "h3"}
-    assert "h1 is not available yet; allowed: h3, stream, datagram, udp" in refusal(listener, accept=("h1",))
+    assert "allowed: h3, stream, datagram, udp, h1" in refusal(listener, accept=("h2",))
     assert "did you mean stream?" in refusal(listener, accept=("streem",))
     assert "valid frozenset" in refusal(listener, accept="h3")
     assert "at least 1 item" in refusal(listener, accept=())
