@@ -107,7 +107,16 @@ class Pool:
 
     def places(self, now: float) -> int:
         """Places of all endpoints that may be asked, at least 1."""
-        return max(1, sum(each.room(now) for each in self._open(now)))
+        return self.capacity(now)[0]
+
+    def capacity(self, now: float) -> tuple[int, int]:
+        """Places of all endpoints that may be asked, at least 1; and how many of them are free."""
+        places = free = 0
+        for each in self._open(now):
+            room = each.room(now)
+            places += room
+            free += max(0, room - each.in_flight)
+        return max(1, places), free
 
     def latencies(self, class_name: str) -> Latencies:
         """What this class's answers took here: dispatch to first byte."""

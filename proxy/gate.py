@@ -192,7 +192,8 @@ class Gate:
     async def _wait(self, waiter: _Waiter, rank: int, now: float) -> Place:
         entry = self._offer(waiter, rank, now)
         try:
-            self._dispatch(now)
+            # There is no place, or it would not be here; but a class that may not wait at all is told at once.
+            self._expire(now)
             self._shed()
             return await waiter.place
         except asyncio.CancelledError:
@@ -239,8 +240,8 @@ class Gate:
     def _dispatch(self, now: float) -> None:
         """Hand every free place to whoever is next."""
         self._expire(now)
-        places = self.pool.places(now)
-        while (entry := self._queues.first(self._in_flight, places)) is not None:
+        places, free = self.pool.capacity(now)
+        while free > 0 and (entry := self._queues.first(self._in_flight, places)) is not None:
             waiter, rank = entry.item, entry.rank
             if waiter.place.done():  # cancelled in this turn: still queued, because its coroutine has not run yet
                 self._queues.withdraw(entry)
@@ -253,6 +254,7 @@ class Gate:
             endpoint = self.pool.pick(now, waiting=len(self._queues), avoid=waiter.avoid)
             if endpoint is None:
                 return
+            free -= 1
             cost_s = self._expected_s(waiter.request, now) or 0.0
             self._queues.serve(entry, cost_s)
             place = self._give(endpoint, waiter.request, rank, now, cost_s=cost_s)
