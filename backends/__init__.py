@@ -3,9 +3,13 @@
 
 messages, body      the request and the reply that cross this package's border
 backend, errors     what every kind of backend can do, and what stops one from starting
-settings            pools and endpoints as the config file writes them
-endpoint, picker    one place that can answer; choosing among several
+outcome             how one attempt at an endpoint ended
+settings            endpoints as the config file writes them; pool_settings the pools around them
+endpoint            one place that can answer, its exact count and what was learnt from it
 pool, routes        the endpoints of one model; which pool serves which model
+choosing/           which endpoint is next: pickers, predictions, health, zones
+asking/             attempts: retries and hedges
+lookout/            endpoints found, probed and shown
 build               settings -> routes: the one table of backend kinds
 local/              models run in this process
 remote/             other servers

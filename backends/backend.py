@@ -18,7 +18,7 @@ class Backend(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether it can take requests now, as far as it knows itself. What asking tells is `backends.health`'s."""
+        """Whether it can take requests now, as far as it knows itself. What asking tells is choosing/health.py's."""
         ...
 
     @property

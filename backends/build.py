@@ -8,10 +8,10 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from backends.backend import Backend
+from backends.choosing.health import HealthRules
+from backends.choosing.picker import PICKERS
 from backends.endpoint import Endpoint
-from backends.health import HealthRules
 from backends.messages import Api
-from backends.picker import PICKERS
 from backends.pool import Pool
 from backends.pool_settings import PoolSettings
 from backends.remote.datagram import DatagramBackend
@@ -44,7 +44,7 @@ class _Built(NamedTuple):
 
 def build(pools: Sequence[PoolSettings]) -> Routes:
     """All pools, none of them started. Endpoints whose names are looked up again and again, or which a watched file
-    lists, join later (backends/discovery.py)."""
+    lists, join later (backends/lookout/discovery.py)."""
     return Routes((_pool(each), each.model) for each in pools)
 
 

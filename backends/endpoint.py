@@ -8,9 +8,9 @@ from math import ceil, inf
 from typing import Literal
 
 from backends.backend import Backend
-from backends.health import EndpointHealth, HealthState
+from backends.choosing.health import EndpointHealth, HealthState
+from backends.choosing.prediction import Prediction
 from backends.outcome import Ending, Outcome
-from backends.prediction import Prediction
 from qos.limit import Limit
 
 __all__ = ["SLOW_START_S", "Endpoint", "EndpointState"]

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 
 import structlog
 
+from backends.choosing.health import HealthRules, HealthState
+from backends.choosing.picker import Context, Picker
+from backends.choosing.zones import nearest_first
 from backends.endpoint import Endpoint
 from backends.errors import BackendError
-from backends.health import HealthRules, HealthState
 from backends.messages import Api
 from backends.outcome import Ending, Outcome
-from backends.picker import Context, Picker
-from backends.zones import nearest_first
 from qos.latency import Latencies
 
 __all__ = ["Pool"]

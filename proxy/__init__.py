@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gateway: everything wired into one walk, from a datagram in to a reply out.
 
-cli                 the command `inferlane`; demo, serve, arrays, replies are parts of it
+cli, commands/      the command `inferlane`; demo and serve are parts of it
 server              starts and stops all of it, in one readable order
 listeners/          sockets, and the protocols' shells around them
 protocols/          bytes <-> requests and replies, without sockets
 arrival             the words between protocols and the walk
-pipeline            the walk: classify, gate, forward, reply
-gate                where requests wait for a place at a backend
-telemetry/          metrics, the log line, the admin port
+walk/               the walk: classify, queue, attempt, reply
+telemetry/          metrics, the log line, the diagnosis, the admin port
+lookout, control    what looks after endpoints; the admin's Unix socket
 config              the YAML file -> one frozen Config, or every error with its line and column:
                     positions reads it, settings says its shape, config_checks compares its parts,
                     config_errors finds the words, schema tells editors
-explain             what a described request would get, and why
 certificate, state  the development certificate; where the gateway keeps what outlives it
 timers              one heap of them for a worker
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy import control_cli, diagnose_cli, qos_cli
-from proxy.terminal import (
+from proxy.commands import control_cli, diagnose_cli, qos_cli
+from proxy.commands.terminal import (
     FAILED,
     MISUSED,
     AsJson,
@@ -29,7 +29,7 @@ from proxy.terminal import (
 
 if TYPE_CHECKING:
     from inferlane.messages import Reply
-    from proxy.explain import Explanation
+    from proxy.commands.explain import Explanation
 
 __all__ = ["app", "main"]
 
@@ -116,9 +116,9 @@ def explain(
     It is a packet where one of --interface, --to, --proto, --sport and --dport is given.
     """
     config = load_config(conf)
-    from proxy.explain import ExplainedRequest
-    from proxy.explain import explain as explained
-    from proxy.explain_packet import ExplainedPacket, PacketExplanation, explain_described_packet
+    from proxy.commands.explain import ExplainedRequest
+    from proxy.commands.explain import explain as explained
+    from proxy.commands.explain_packet import ExplainedPacket, PacketExplanation, explain_described_packet
 
     explanation: Explanation | PacketExplanation
     with expecting(ValueError, code=MISUSED):
@@ -165,8 +165,8 @@ def infer(
 
     from inferlane.client import Client
     from inferlane.errors import InferlaneError
-    from proxy import replies
-    from proxy.arrays import ArrayError, read_inputs, write_outputs
+    from proxy.commands import replies
+    from proxy.commands.arrays import ArrayError, read_inputs, write_outputs
     from qos.units import parse_duration
 
     with expecting(ArrayError, ValueError, OSError, code=MISUSED):

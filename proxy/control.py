@@ -22,7 +22,7 @@ import msgspec
 import structlog
 
 from backends.endpoint import Endpoint
-from backends.overview import endpoint_document, pools_document
+from backends.lookout.overview import endpoint_document, pools_document
 from backends.pool import Pool
 from proxy.bind import bind_unix
 

@@ -6,15 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
-from backends.discovery import Discovery
-from backends.overview import pools_document
-from backends.probing import Probing
+from backends.lookout.discovery import Discovery
+from backends.lookout.overview import pools_document
+from backends.lookout.probing import Probing
 from backends.routes import Routes
 from proxy.config.endpoint_list import read_endpoints
 from proxy.config.settings import Config
 from proxy.control import Control
-from proxy.pool_walk import PoolWalk
 from proxy.telemetry.metrics import Metrics
+from proxy.walk.pool_walk import PoolWalk
 
 __all__ = ["Lookout"]
 

@@ -32,12 +32,12 @@ from proxy.listeners.http1 import Http1Door, Http1Plan
 from proxy.listeners.marks import Marks
 from proxy.listeners.quic import Alarms
 from proxy.listeners.tcp import more_descriptors
-from proxy.pipeline import VERSION, Pipeline
-from proxy.pool_walk import pool_walks
 from proxy.server import DRAIN_S
 from proxy.telemetry import logs
 from proxy.telemetry.finished import Telemetry
 from proxy.telemetry.metrics import Metrics
+from proxy.walk.pipeline import VERSION, Pipeline
+from proxy.walk.pool_walk import pool_walks
 from qos.classify import Policy
 from qos.settings import BUILT_IN_CLASSES, GateSettings, TrustSettings, class_table, policy
 from qos.traffic_class import ClassTable

@@ -22,14 +22,14 @@ from proxy.listeners.marks import Marks
 from proxy.listeners.quic import Alarms
 from proxy.listeners.tcp import more_descriptors, tls_context
 from proxy.lookout import Lookout
-from proxy.pipeline import VERSION, Pipeline
-from proxy.pool_walk import pool_walks
 from proxy.protocols.quic import server_configuration
 from proxy.reload import Merged, reload
 from proxy.telemetry import logs
 from proxy.telemetry.admin import AdminServer
 from proxy.telemetry.finished import Telemetry
 from proxy.telemetry.metrics import Metrics
+from proxy.walk.pipeline import VERSION, Pipeline
+from proxy.walk.pool_walk import pool_walks
 from qos.settings import class_table
 
 __all__ = ["Gateway", "run"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may still wait, who makes room, when to come back: what cannot be answered in time is refused at once.
 
-Plain functions over seconds and counts; proxy/gate.py and the simulator act on them.
+Plain functions over seconds and counts; proxy/walk/gate.py and the simulator act on them.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ SHELLS = {
     "backends/messages.py": "words without code",
     "backends/outcome.py": "words without code",
     "proxy/walk/pool_walk.py": "puts two together: every test of the pipeline",
-    "proxy/walk/refusals.py": "sentences: tests/unit/proxy/walk/test_gate.py and test_gate_promises.py read them",
+    "proxy/walk/refusals.py": "sentences, read by test_gate.py and test_gate_promises.py",
     "proxy/arrival.py": "words without code",
     "qos/selftest/lab.py": "namespaces: tests/integration/test_selftest.py",
     "qos/selftest/trial.py": "runs both: tests/integration/test_selftest.py",

@@ -31,7 +31,7 @@ class DatagramBackend:
     too, and bulk that waits in its socket's send buffer delays no other class.
     """
 
-    ready = True  # as far as it knows itself; what requests and probes tell is `backends.health`'s
+    ready = True  # as far as it knows itself; what requests and probes tell is `backends.choosing.health`'s
     api = Api.OIP
 
     def __init__(self, address: str) -> None:

@@ -6,10 +6,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
+from backends.choosing.health import HealthRules
+from backends.choosing.picker import PICKERS
 from backends.endpoint import Endpoint
-from backends.health import HealthRules
 from backends.messages import Api, Reply, Request
-from backends.picker import PICKERS
 from backends.pool import Pool
 from qos.limit import AdaptiveLimit, FixedLimit
 from qos.traffic_class import TrafficClass

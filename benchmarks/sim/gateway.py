@@ -3,7 +3,7 @@
 
 Whose turn it is: `qos.scheduler.ClassQueues`. Who answers: `backends.pool.Pool` with its picker, predictions, limits
 and health. What cannot be in time, who makes room, who is ended for others: `qos.admission`. What may be tried again:
-`qos.budget` and `backends.attempts`. Only the acting is here: proxy/gate.py does the same with futures.
+`qos.budget` and `backends.asking.attempts`. Only the acting is here: proxy/walk/gate.py does the same with futures.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from backends.body import Body
+from backends.choosing.picker import least_in_flight
 from backends.endpoint import Endpoint
 from backends.messages import Api, Reply, Request
-from backends.picker import least_in_flight
 from backends.pool import Pool
 from qos.limit import FixedLimit
 from qos.timeline import Timeline

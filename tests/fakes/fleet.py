@@ -6,10 +6,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from backends.choosing.picker import PICKERS
 from backends.endpoint import Endpoint
 from backends.errors import BackendError
 from backends.messages import Api
-from backends.picker import PICKERS
 from backends.pool import Pool
 from inferlane.errors import Reason, Refused
 from qos.limit import FixedLimit

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from backends.messages import Request
 from backends.outcome import Outcome
 from inferlane.errors import Refused
-from proxy.gate import Gate, Place
+from proxy.walk.gate import Gate, Place
 from tests.fakes.endpoints import request_for, traffic_class
 from tests.fakes.fake_time import FakeTimeLoop
 

@@ -9,17 +9,17 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from backends.attempts import Attempts
+from backends.asking.attempts import Attempts
+from backends.choosing.picker import least_in_flight
 from backends.endpoint import Endpoint
 from backends.messages import Api, Reply, Request
-from backends.picker import least_in_flight
 from backends.pool import Pool
 from backends.routes import Routes
-from proxy.gate import Gate
-from proxy.pipeline import Pipeline
-from proxy.pool_walk import PoolWalk
 from proxy.telemetry.finished import Telemetry
 from proxy.telemetry.metrics import Metrics
+from proxy.walk.gate import Gate
+from proxy.walk.pipeline import Pipeline
+from proxy.walk.pool_walk import PoolWalk
 from qos.budget import Budget
 from qos.classify import Policy, Rule
 from qos.limit import FixedLimit

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.diagnose_client import ask
+from proxy.commands.diagnose_client import ask
 from qos.promise import Part, Promise
 from tests.fakes.live_gateway import LiveGateway, live_gateway, oip_pool, write_config
 from tests.fakes.raw_quic import Exchange, RawClient, http3, section

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends import discovery
+from backends.lookout import discovery
 from inferlane import Client
 from inferlane.errors import Reason, Refused
+from proxy.commands.control_client import ask_pools, set_draining
 from proxy.config.settings import AdminSettings
-from proxy.control_client import ask_pools, set_draining
 from tests.fakes.live_gateway import PATIENCE_S, LiveGateway, eventually, live_gateway, write_config
 from tests.fakes.oip_server import OipServer
 from tests.fakes.raw_udp import RawUdpServer

@@ -16,7 +16,7 @@ import pytest
 import inferlane
 from inferlane.oip import encode_request
 from inferlane.wire import Header, Type, decode, encode, fragments
-from proxy.replies import summary
+from proxy.commands.replies import summary
 from qos.marking import received_ds_field
 from qos.settings import BUILT_IN_CLASSES, class_table
 from tests.fakes import models

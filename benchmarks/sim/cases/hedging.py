@@ -21,7 +21,7 @@ EVERY_S = 0.1
 KNOTS = ((0.010, 0.02), (0.070, 1e-3), (1.8, 1e-6))
 BODY_S = 0.001
 LEAST_DELAY_S = 0.001
-# As backends/attempts.py has them: of the share, how much the delay lets through, and what the budget saves up.
+# As backends/asking/attempts.py has them: of the share, how much the delay lets through, and what the budget saves up.
 PART, RESERVE = 1.0, 10
 # Beside them: with demand below the budget, and more saved up, hardly any of the slowest is left alone.
 OTHER_PART, OTHER_RESERVE = 0.9, 30
@@ -101,7 +101,7 @@ class _Fixed:
 
 
 class _Ours:
-    """As backends/attempts.py: the delay is a quantile of the class's own latencies, the budget is the share."""
+    """As backends/asking/attempts.py: the delay is a quantile of the class's own latencies, the budget is the share."""
 
     def __init__(self, share: float, seed: int, *, part: float = PART, reserve: int = RESERVE) -> None:
         self._quantile = 1 - part * share

@@ -152,7 +152,9 @@ def _ours(events: Events, servers: Sequence[SharedServer], rng: random.Random, e
 
 # Every server keeps its allocation, two of five have much more: 2.0 allocations on average, the last step is 1.74.
 RAMP_LEVELS = (Level(CORES, 0.6, 15.0), Level(3.5 * CORES, 0.4, 10.0))
-RAMP_STEPS = tuple(0.75 * (10 / 9) ** step for step in (0, 2, 3, 5, 8))
+CLIFF = {1.03: 0.0, 1.74: 0.25}
+"""Errors of weighted round robin that are exceeded, by load."""
+RAMP_STEPS = tuple(0.75 * (10 / 9) ** step for step in (0, 2, 3, 8))
 
 
 def d1(seed: int, scale: float = 1.0) -> Finding:
@@ -166,7 +168,7 @@ def d1(seed: int, scale: float = 1.0) -> Finding:
     lines: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     published = {0.75: "equal", 1.03: "WRR 5 s, Prequal low", 1.74: "WRR > 25 % errors, Prequal 0"}
     for load in RAMP_STEPS if scale >= 1.0 else RAMP_STEPS[2:3]:
-        world = _World(load, RAMP_LEVELS, False, 5.0, 4.0 * scale)
+        world = _World(load, RAMP_LEVELS, False, 6.0, 6.0 * scale)
         results = {name: _run(name, world, seed) for name in names}
         for name, result in results.items():
             lines[name].append((load, result.ms(0.999)))
@@ -175,7 +177,17 @@ def d1(seed: int, scale: float = 1.0) -> Finding:
         told = published.get(round(load, 2), "")
         row = (f"load {load:.2f}: p99.9 ms, errors", f"{peers} ({told})" if told else peers)
         kept = ours.ms(0.999) <= 1.02 * theirs.ms(0.999) and ours.errors <= theirs.errors
-        found.judge(*row, f"{ours.text(0.999)}, {ours.errors:.1%}", "<= hot/cold", kept)
+        found.judge(*row, f"{ours.text(0.999)}, {ours.errors:.1%}", "<= 1.02x hot/cold", kept)
+        if round(load, 2) in CLIFF:
+            errors = CLIFF[round(load, 2)]
+            cliff = weighted.ms(0.999) >= DEADLINE_S * 1e3 and weighted.errors > errors and theirs.errors == 0.0
+            found.judge(
+                f"load {load:.2f}: the cliff",
+                told,
+                f"WRR {weighted.errors:.1%}",
+                f"WRR TO, > {errors:.0%} errors",
+                cliff,
+            )
     if scale >= 1.0:
         up = Axis("p99.9 ms", logarithmic=True)
         found.plots["load-ramp"] = line_plot("Prequal's load ramp", Axis("load"), up, lines)
@@ -217,7 +229,7 @@ def d2(seed: int, scale: float = 1.0) -> Finding:
         found.tell(name, " / ".join(PUBLISHED[name]), shown)
     for place, column in enumerate(columns):
         (theirs, text), (ours, own) = cells["hot/cold"][place], cells[OURS][place]
-        found.judge(f"ours: {column}", f"{text} (hot/cold here)", own, "<= hot/cold", ours <= 1.02 * theirs)
+        found.judge(f"ours: {column}", f"{text} (hot/cold here)", own, "<= 1.02x hot/cold", ours <= 1.02 * theirs)
     worst = cells["round robin"][3][0] >= cells["least loaded"][3][0] >= cells["hot/cold"][3][0]
     cliff = all(cells[name][3][1] == "TO" for name in RULES[:2]) and cells["hot/cold"][3][1] != "TO"
     found.judge("order and cliff, p99 at 90 %", "RR, WRR: TO; LL > hot/cold", "as published" if worst else "other",

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from backends.build import build, endpoint_of
-from backends.health import HealthRules
+from backends.choosing.health import HealthRules
+from backends.choosing.picker import PICKERS
 from backends.local.onnx import OnnxBackend
 from backends.messages import Api
-from backends.picker import PICKERS
 from backends.pool_settings import PoolSettings
 from backends.remote.datagram import DatagramBackend
 from backends.remote.oip import OipBackend

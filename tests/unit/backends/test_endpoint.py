@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.choosing.health import EndpointHealth, HealthRules
 from backends.endpoint import SLOW_START_S, Endpoint
-from backends.health import EndpointHealth, HealthRules
 from backends.outcome import Ending, Outcome
 from qos.limit import FixedLimit
 from tests.fakes.endpoints import IdleBackend

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.choosing.health import HealthRules, HealthState
+from backends.choosing.picker import PICKERS, least_latency, round_robin
 from backends.endpoint import SLOW_START_S, Endpoint
-from backends.health import HealthRules, HealthState
 from backends.messages import Api
 from backends.outcome import Ending, Outcome
-from backends.picker import PICKERS, least_latency, round_robin
 from backends.pool import Pool
 from qos.limit import FixedLimit
 from tests.fakes.endpoints import IdleBackend, pool_of

@@ -8,10 +8,10 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
+from backends.choosing.picker import round_robin
 from backends.endpoint import Endpoint
 from backends.errors import BackendError
 from backends.outcome import Ending, Outcome
-from backends.picker import round_robin
 from backends.pool import Pool
 from qos.limit import FixedLimit
 from tests.fakes.endpoints import IdleBackend

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from backends.picker import PICKERS
+from backends.choosing.picker import PICKERS
 from backends.pool_settings import DiscoverySettings, HealthSettings, Pick, PoolSettings, ProbeSettings, RetrySettings
 from backends.settings import OipSettings
 from qos.schema import Reading
