@@ -34,5 +34,6 @@ def answered_request(**arrival: object) -> Answered:
         deadline=110.0,
         pool="digits",
         endpoint="e0",
+        attempts=1,
         bytes_out=200,
     )

@@ -55,7 +55,7 @@ def test_documents_and_parts_go_to_the_output(capsys):
 
 
 def test_warnings_are_told_only_to_those_who_check(capsys, tmp_path):
-    text = (Path(__file__).parents[3] / "conf" / "gateway.yaml").read_text()
+    text = (Path(__file__).parents[4] / "conf" / "gateway.yaml").read_text()
     conf = tmp_path / "gateway.yaml"
     conf.write_text("".join(line for line in text.splitlines(keepends=True) if "ceiling: 100%" not in line))
     load_config(conf)

@@ -85,7 +85,7 @@ async def test_a_refusal_says_the_same_as_over_http() -> None:
     door = Door(refuse)
     await door.say(*request())
     ((header, body),) = door.answers()
-    assert (header.type, header.status, header.reason) == (Type.ERROR, 503, Reason.QUEUE_FULL.code)
+    assert (header.type, header.status, header.reason) == (Type.ERROR, 429, Reason.QUEUE_FULL.code)
     assert header.retry_after_ms == 50
     assert msgspec.json.decode(body)["reason"] == "queue_full"
 

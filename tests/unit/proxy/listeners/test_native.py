@@ -145,7 +145,7 @@ async def test_refusals_and_replies_that_break_off(tmp_path: Path) -> None:
     refused, piecewise = talk.send(request(b"1")), talk.send(request(b"333"))
     await talk.run()
     header, body = talk.answer_to(refused)
-    assert (header.type, header.status, header.retry_after_ms) == (Type.ERROR, 503, 250)
+    assert (header.type, header.status, header.retry_after_ms) == (Type.ERROR, 429, 250)
     assert b"queue_timeout" in body
     header, body = talk.answer_to(piecewise)
     assert (header.total_length, body) == (UNTIL_FIN, b"onetwo")
