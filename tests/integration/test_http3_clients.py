@@ -178,7 +178,7 @@ def test_the_class_that_was_asked_for_and_where_the_time_went(client):
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "reason", "says"),
     [
-        ("GET", "/v1/nothing", None, 404, "not_found", "/v2/models/NAME"),
+        ("GET", "/v1/nothing", None, 404, "not_found", "/v1/chat/completions"),
         ("GET", "/v2/models/unheard-of", None, 404, "unknown_model", "unheard-of"),
         ("POST", "/v2/models/unheard-of/infer", b"{}", 404, "unknown_model", "unheard-of"),
         ("DELETE", "/v2/models/linear", None, 405, "method_not_allowed", "GET"),
