@@ -131,7 +131,10 @@ class Endpoint:
 
     def stuck(self, now: float) -> bool:
         """Whether it is silent for so long that more work would only be lost there."""
-        return self.silent_s(now) > max(_LEAST_SILENCE_S, _TIMES_SILENT * (self.prediction.usual or 0.0))
+        # Asked of every endpoint at every turn, and the first condition is nearly always the answer.
+        if not self._waited_for or now - self._answered_at <= _LEAST_SILENCE_S:
+            return False
+        return self.silent_s(now) > max(_LEAST_SILENCE_S, _TIMES_SILENT * (self.prediction.answers or 0.0))
 
     def expected_s(self, now: float) -> float | None:
         """What an answer will take: the prediction, but no less than what its oldest attempt waits already."""
@@ -148,6 +151,10 @@ class Endpoint:
         if usual is None or self.penalised(now):
             return self.expected_s(now)
         return max(usual, self.silent_s(now))
+
+    def forgotten(self, now: float) -> bool:
+        """Whether nobody asks it, and what is known of it is old."""
+        return self.in_flight == 0 and self.prediction.old(now)
 
     def state(self, now: float) -> EndpointState:
         """In one word, for admins and metrics."""
@@ -208,9 +215,9 @@ class Endpoint:
             case Ending.FAILED:
                 self._learn_failure(outcome.retry_after_s, attempt, now)
             case Ending.TIMED_OUT:
-                usual = self.prediction.usual
                 self.prediction.at_least(outcome.latency_s, now)
-                if usual is None or outcome.latency_s >= _TIMES_USUAL * usual:
+                answers = self.prediction.answers
+                if answers is None or outcome.latency_s >= _TIMES_USUAL * answers:
                     self._count_failure(attempt, now)
                 else:
                     self._learn_nothing(attempt, now)

@@ -17,7 +17,7 @@ from backends.endpoint import Endpoint
 from backends.errors import BackendError
 from backends.messages import Api
 from backends.outcome import Ending, Outcome
-from qos.latency import Latencies
+from qos.latency import Latencies, TimeNeeded
 
 __all__ = ["Pool"]
 
@@ -52,6 +52,7 @@ class Pool:
         self._turn = 0
         self._latencies: dict[str, Latencies] = {}
         self._all = Latencies()
+        self._times_needed: dict[str, TimeNeeded] = {}
         self._joined: list[Endpoint] = []
         self._leaving: set[Endpoint] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -127,9 +128,19 @@ class Pool:
 
     def expected_s(self, class_name: str, now: float) -> float | None:
         """What an answer usually takes: the class's median, else that of all; None: too few were seen."""
-        found = self._latencies.get(class_name)
-        median = found.quantile(0.5, now) if found is not None else None
+        median = self.usual_s(class_name, now)
         return self._all.quantile(0.5, now) if median is None else median
+
+    def usual_s(self, class_name: str, now: float) -> float | None:
+        """What an answer usually takes by what this class saw itself; None: it saw too few. Others may ask for far more
+        or less work, which is no reason to refuse anything."""
+        found = self._latencies.get(class_name)
+        return None if found is None else found.quantile(0.5, now)
+
+    def needed_s(self, class_name: str, now: float) -> float | None:
+        """What must be left of a request's time for a place to be well spent on it; None: too little is known."""
+        needed = self._needed(class_name).seconds(now)
+        return self.usual_s(class_name, now) if needed is None else needed
 
     def first_byte(self, endpoint: Endpoint, latency_s: float, class_name: str, now: float) -> None:
         """A reply has begun that holds its place for longer: see `Endpoint.first_byte`."""
@@ -138,8 +149,11 @@ class Pool:
 
     def finished(self, endpoint: Endpoint, outcome: Outcome, class_name: str, now: float) -> None:
         """An attempt at this endpoint has ended."""
-        if endpoint.finished(outcome, now) and outcome.ending is Ending.ANSWERED:
-            self._observe(outcome.latency_s, class_name, now)
+        if endpoint.finished(outcome, now):
+            if outcome.ending is Ending.ANSWERED:
+                self._observe(outcome.latency_s, class_name, now)
+            elif outcome.ending is Ending.TIMED_OUT:
+                self._needed(class_name).given_up(outcome.latency_s, now)
         if endpoint in self._leaving and endpoint.in_flight == 0:
             self._let_go(endpoint)
 
@@ -217,8 +231,9 @@ class Pool:
         stuck: list[Endpoint] = []
         paused: list[Endpoint] = []
         for each in self.endpoints:
-            well = each.health.state is HealthState.HEALTHY
-            if each.backend.ready and not each.draining and (well or each.health.due(now)):
+            health = each.health
+            well = health.state is HealthState.HEALTHY
+            if (well or health.due(now)) and each.backend.ready and not each.draining:
                 healthy = healthy or well
                 if each.prediction.held_until > now:
                     paused.append(each)
@@ -249,6 +264,13 @@ class Pool:
     def _observe(self, latency_s: float, class_name: str, now: float) -> None:
         self._all.observe(latency_s, now)
         self.latencies(class_name).observe(latency_s, now)
+        self._needed(class_name).answered(latency_s, now)
+
+    def _needed(self, class_name: str) -> TimeNeeded:
+        found = self._times_needed.get(class_name)
+        if found is None:
+            found = self._times_needed[class_name] = TimeNeeded()
+        return found
 
     def _welcome(self, now: float) -> None:
         """Those that joined begin slowly where others serve already."""

@@ -33,9 +33,10 @@ Place = TypeVar("Place", bound=Held)
 def latest_start(deadline: float, *, expected_s: float | None, rtt_s: float | None) -> float:
     """The instant after which a dispatch would probably be answered too late, monotonic seconds.
 
-    expected_s: the median of what the class takes at this pool, None where too few were measured: then only the way
-    back counts. rtt_s: the client's round trip: its clock began half of it before ours, and the answer travels the
-    other half (notes on Sponge and Jellyfish: the network spends a part of the deadline).
+    expected_s: what an answer to this class must be given at this pool: its median for a place that nobody waits for,
+    else what qos/latency.py's TimeNeeded tells; None where too few were measured: then only the way back counts.
+    rtt_s: the client's round trip: its clock began half of it before ours, and the answer travels the other half
+    (notes on Sponge and Jellyfish: the network spends a part of the deadline).
     """
     return deadline - (expected_s or 0.0) - (rtt_s or 0.0)
 

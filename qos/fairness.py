@@ -73,6 +73,9 @@ class FairQueue(Generic[Item]):
     def __init__(self) -> None:
         self._clients: dict[str, _Client[Item]] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()
+        # By how many of theirs wait. Steps are by one, so the most is found without a search.
+        self._by_waiting: dict[int, dict[str, None]] = {}
+        self._most_waiting = 0
         self._turns: list[tuple[float, int, _Client[Item]]] = []
         self._sequence = count()
         self._level = 0.0
@@ -109,7 +112,7 @@ class FairQueue(Generic[Item]):
             client.used = self._level + debt_s
         elif not client.waiting:
             client.used = self._within_bounds(client.used)
-        client.waiting += 1
+        self._counts(client, client.waiting + 1)
         self._entries += 1
         heapq.heappush(client.by_due, (entry.due, entry.arrival, entry))
         if client.waiting == 1:
@@ -156,7 +159,7 @@ class FairQueue(Generic[Item]):
         """Take out an entry that gave up, at no cost."""
         client = self._clients[entry.client]
         entry.waiting = False
-        client.waiting -= 1
+        self._counts(client, client.waiting - 1)
         self._entries -= 1
         if not client.waiting:
             client.by_due.clear()
@@ -166,12 +169,34 @@ class FairQueue(Generic[Item]):
             client.by_due = [place for place in client.by_due if place[2].waiting]
             heapq.heapify(client.by_due)
 
+    def waiting_of(self, name: str) -> int:
+        """How many requests of this client wait."""
+        client = self._clients.get(name)
+        return 0 if client is None else client.waiting
+
+    def heaviest(self) -> tuple[str, int]:
+        """The client of whom most wait, and how many that are."""
+        most = self._by_waiting.get(self._most_waiting)
+        return (next(iter(most)), self._most_waiting) if most else ("", 0)
+
     def debt_s(self, name: str) -> float:
         """Backend seconds that others who wait may use before this client is level with them; negative: it is owed."""
         client = self._clients.get(name)
         if client is None:
             return 0.0
         return (client.used if client.waiting else self._within_bounds(client.used)) - self._level
+
+    def _counts(self, client: _Client[Item], waiting: int) -> None:
+        alike = self._by_waiting.get(client.waiting)
+        if alike is not None:
+            del alike[client.name]
+            if not alike:
+                del self._by_waiting[client.waiting]
+        client.waiting = waiting
+        if waiting:
+            self._by_waiting.setdefault(waiting, {})[client.name] = None
+        if waiting > self._most_waiting or self._most_waiting not in self._by_waiting:
+            self._most_waiting = waiting
 
     def _client(self, name: str) -> _Client[Item]:
         client = self._clients.get(name)

@@ -128,11 +128,37 @@ class ClassQueues(Generic[Item]):
         heapq.heappush(self._expiries, (leaves, entry.arrival, entry))
         return entry
 
-    def room_for(self, rank: int, size: int) -> list[Entry[Item]] | None:
+    def room_for(self, rank: int, size: int, client: str | None = None) -> list[Entry[Item]] | None:
         """Who would have to leave so that `size` bytes of this rank fit: the newest of the lowest class first, and
-        lower classes only. []: it fits as it is; None: refuse it, its class is full or what is below is too little."""
-        if not self._classes[rank].has_room(size):
-            return None
+        lower classes only. []: it fits as it is; None: refuse it, its class is full or what is below is too little.
+
+        client: whose it is. Then also of its own class the newest of the client that waits with the most, as long as
+        that one keeps no less than this one gets: turns are worth nothing to who cannot even wait, because one client
+        has filled the queue."""
+        fits = self._classes[rank].has_room(size)
+        displaced = self._room_below(rank, size) if fits else None
+        if displaced is None and client is not None:
+            displaced = self._room_beside(self._classes[rank], size, client)
+        return displaced
+
+    def _room_beside(self, its_class: _Class[Item], size: int, client: str) -> list[Entry[Item]] | None:
+        bounds, waiting = its_class.bounds, len(its_class.arrivals)
+        too_many = max(waiting + 1 - bounds.most_entries, self._waiting + 1 - self.max_entries)
+        too_large = max(its_class.bytes + size - bounds.most_bytes, self.bytes + size - self.max_bytes)
+        heaviest, count = its_class.queue.heaviest()
+        may_go = count - its_class.queue.waiting_of(client) - 1
+        displaced: list[Entry[Item]] = []
+        for entry in (entry for entry in reversed(its_class.arrivals) if may_go > 0 and entry.client == heaviest):
+            if too_many > 0 or entry.size > 0:
+                displaced.append(entry)
+                too_many, too_large = too_many - 1, too_large - entry.size
+            if too_many <= 0 and too_large <= 0:
+                return displaced
+            if len(displaced) == may_go:
+                break
+        return None
+
+    def _room_below(self, rank: int, size: int) -> list[Entry[Item]] | None:
         too_many, too_large = self._waiting + 1 - self.max_entries, self.bytes + size - self.max_bytes
         if too_many <= 0 and too_large <= 0:
             return []

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, Self
 
 from backends.asking.verdict import outcome_of
 from backends.endpoint import Endpoint
 from backends.messages import Pieces, Reply, Request
-from backends.outcome import Outcome
+from backends.outcome import Ending, Outcome
 
 __all__ = ["Attempt", "Copy", "Place"]
+
+_CLIENTS_TOO = (Ending.TIMED_OUT, Ending.CANCELLED, Ending.BLAMELESS)
+"""What may be the endpoint's doing as well as that of a client whose body is still on its way."""
 
 
 class Place(Protocol):
@@ -65,13 +69,17 @@ class Copy:
         """How it went, as of now. broken: what its answer's body ended with."""
         result = broken or self.result or asyncio.CancelledError()  # cancelled before it began
         now, timeline = self.clock(), self.request.timeline
-        return outcome_of(
+        outcome = outcome_of(
             result,
             dispatched=now if timeline.dispatched is None else timeline.dispatched,
             first_byte=timeline.first_byte,
             now=now,
             deadline=self.request.deadline,
         )
+        if outcome.ending in _CLIENTS_TOO and not isinstance(result, Reply) and not self.request.body.complete:
+            # The client did not send all of it: slow or broken uploads would eject one endpoint after the other.
+            return replace(outcome, ending=Ending.CANCELLED, latency_s=0.0)
+        return outcome
 
 
 class Attempt:

@@ -26,14 +26,16 @@ class Prediction:
     decay_s: time constant in which a peak, and the memory of an endpoint that nobody asks, fade.
     """
 
-    __slots__ = ("_at", "_decay_s", "_peak", "_penalty", "_usual", "held_until")
+    __slots__ = ("_answers", "_at", "_decay_s", "_peak", "_penalty", "_told_at", "_usual", "held_until")
 
     def __init__(self, *, decay_s: float = DECAY_S) -> None:
         self._decay_s = decay_s
         self._peak = 0.0
         self._at: float | None = None
         self._usual: float | None = None
+        self._answers: float | None = None
         self._penalty = 0.0
+        self._told_at = float("-inf")
         self.held_until = float("-inf")
         """Monotonic seconds until which others go before it, busy or not; its penalty fades from there on."""
 
@@ -46,9 +48,25 @@ class Prediction:
         """A plain moving average of its answers, which does not fade with time; None before the first answer."""
         return self._usual
 
+    @property
+    def answers(self) -> float | None:
+        """The same, and what was given up is not in it: an endpoint that hangs must not come to look like one that is
+        merely slow."""
+        return self._answers
+
+    def old(self, now: float) -> bool:
+        """Whether nothing was heard for so long that the averages tell of another time: the next answer begins them
+        anew."""
+        return now - self._told_at > self._decay_s
+
     def observe(self, seconds: float, now: float) -> None:
         """A good answer took this long. One that was asked for after a failure halves what the failure left."""
-        self._usual = seconds if self._usual is None else self._usual + (seconds - self._usual) * _PER_ANSWER
+        old = self.old(now - seconds)
+        self._told_at = now
+        self._usual = seconds if self._usual is None or old else self._usual + (seconds - self._usual) * _PER_ANSWER
+        self._answers = (
+            seconds if self._answers is None or old else self._answers + (seconds - self._answers) * _PER_ANSWER
+        )
         if self._at is None or seconds >= self._peak:
             self._peak = seconds
         else:
@@ -59,6 +77,7 @@ class Prediction:
 
     def at_least(self, seconds: float, now: float) -> None:
         """An attempt was given up after so long without an answer: it would have taken more."""
+        self._told_at = now
         if seconds > (self.seconds(now) or 0.0):
             self._peak = seconds
             self._at = now
@@ -68,6 +87,7 @@ class Prediction:
     def penalise(self, retry_after_s: float | None, now: float) -> None:
         """An attempt failed; `retry_after_s` as the endpoint asked for. It is penalised in full until then, and less
         with time from there on. An earlier, longer wish stands."""
+        self._told_at = now
         asked = min(max(retry_after_s or 0.0, 0.0), MOST_RETRY_AFTER_S)
         self._penalty = max(asked, LEAST_PENALTY_S, self._penalty_left(now))
         self.held_until = max(now + asked, self.held_until)

@@ -35,6 +35,10 @@ class Zoned(Protocol):
         """The same on average, and not faded while nobody asked."""
         ...
 
+    def forgotten(self, now: float) -> bool:
+        """Whether nobody asks it, and what is known of it is old."""
+        ...
+
 
 _Endpoint = TypeVar("_Endpoint", bound=Zoned)
 
@@ -48,7 +52,8 @@ def nearest_first(endpoints: Sequence[_Endpoint], zones: Sequence[str], *, now: 
     A zone costs what it usually takes: the peaks that tell endpoints apart would tell of chance here. One without a
     place free costs the wait for one besides: its queue in front, served as fast as it answers. Nobody's endpoints are
     no zone. A farther zone is chosen only with a place free now. While a nearer one has one too, it must be known to be
-    faster; where the nearer are full, a farther one of which nothing is known, or not lately, is worth a try.
+    faster; where the nearer are full, a farther one of which nothing is known, or not lately, is worth a try. And so is
+    a nearer endpoint that was forgotten for a farther zone: after an outage there nobody would ever go back.
     """
     order = {name: place for place, name in enumerate(zones)}
     groups: dict[int, list[_Endpoint]] = {}
@@ -60,6 +65,9 @@ def nearest_first(endpoints: Sequence[_Endpoint], zones: Sequence[str], *, now: 
         group = groups[place]
         free = [each for each in group if each.in_flight < each.room(now)]
         if least_s is None or (free and _is_sooner(free, least_s, now, full=not chosen)):
+            forgotten = [each for each in chosen if each.forgotten(now)]
+            if forgotten:
+                return forgotten
             chosen, least_s = free, _cost_s(group, free, now, waiting)
     return chosen
 

@@ -10,7 +10,6 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
 from time import monotonic
 from typing import Protocol, runtime_checkable
 
@@ -164,5 +163,4 @@ async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
     waited = list(tasks)
     for task in waited:
         task.cancel()
-    with suppress(asyncio.CancelledError):
-        await asyncio.gather(*waited, return_exceptions=True)
+    await asyncio.gather(*waited, return_exceptions=True)

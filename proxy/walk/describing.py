@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
+from backends.choosing.health import HealthState
+from backends.endpoint import Endpoint
 from backends.messages import Api, Reply
 from backends.pool import Pool
 from backends.remote.openai import OpenAiBackend
@@ -21,6 +23,8 @@ __all__ = ["VERSION", "Describing"]
 
 VERSION = "0.1.0"
 """The gateway's, as pyproject.toml has it."""
+_MODELS_S = 1.0
+"""A server that does not tell its models within this is passed over."""
 _JSON = ((b"content-type", b"application/json"),)
 _SERVER = msgspec.json.encode({"name": "inferlane", "version": VERSION, "extensions": ["binary_tensor_data"]})
 
@@ -28,8 +32,9 @@ _SERVER = msgspec.json.encode({"name": "inferlane", "version": VERSION, "extensi
 class Describing:
     """Liveness, readiness, metadata, lists of models."""
 
-    def __init__(self, routes: Routes) -> None:
+    def __init__(self, routes: Routes, *, clock: Callable[[], float]) -> None:
         self._routes = routes
+        self._clock = clock
 
     def __repr__(self) -> str:
         return f"<Describing {self._routes!r}>"
@@ -61,7 +66,7 @@ class Describing:
 
     async def _metadata(self, answered: Answered) -> Reply:
         pool, arrival = self.pool(answered), answered.arrival
-        endpoint = next((each for each in pool.endpoints if each.usable), None)
+        endpoint = next(iter(_well_first(pool)), None)
         if endpoint is None:
             raise refusals.no_endpoint(pool.name)
         return await endpoint.backend.metadata(arrival.model, arrival.version, deadline=answered.deadline)
@@ -85,13 +90,20 @@ class Describing:
 
     async def _models_of(self, pool: Pool, deadline: float) -> Iterable[dict[str, Any]]:
         """As the first endpoint that answers tells; a pool whose servers are all silent has none to show."""
-        for endpoint in pool.endpoints:
-            if isinstance(endpoint.backend, OpenAiBackend) and not endpoint.draining:
+        for endpoint in _well_first(pool):
+            if isinstance(endpoint.backend, OpenAiBackend):
+                patience = min(deadline, self._clock() + _MODELS_S)
                 try:
-                    return await endpoint.backend.models(deadline=deadline)
+                    return await endpoint.backend.models(deadline=patience)
                 except Refused:
                     continue  # the next one has the same models; none answering is what the empty list says
         return ()
+
+
+def _well_first(pool: Pool) -> list[Endpoint]:
+    """Who could answer; those that fail or hang are asked last, for they may take all the time there is."""
+    usable = [each for each in pool.endpoints if each.usable]
+    return sorted(usable, key=lambda each: each.health.state is not HealthState.HEALTHY)
 
 
 def _readiness(ready: bool) -> Reply:

@@ -92,6 +92,7 @@ class Gate:
             _bounds(classes), max_entries=max_requests, max_bytes=max_bytes
         )
         self._in_flight = [0] * len(classes)
+        self._held: set[Place] = set()
         self._sheddable: OrderedDict[Place, None] = OrderedDict()
         # Bodies of unknown length still arriving: counted again whenever somebody new wants to wait.
         self._growing: set[Entry[_Waiter]] = set()
@@ -117,10 +118,11 @@ class Gate:
     def use_classes(self, classes: ClassTable) -> None:
         """The classes have changed. Who waits or is served keeps what was promised, but has its turn by the new order;
         one whose class is no more keeps its rank as far as there is one."""
-        before, self._classes = self._in_flight, classes
-        ranks = len(classes)
-        self._in_flight = [*before[: ranks - 1], sum(before[ranks - 1 :])] if len(before) >= ranks else before
-        self._in_flight += [0] * (ranks - len(self._in_flight))
+        self._classes = classes
+        self._in_flight = [0] * len(classes)
+        for place in self._held:
+            place.rank = self._rank(place.request)
+            self._in_flight[place.rank] += 1
         self._queues.use_classes(_bounds(classes), lambda entry: self._rank(entry.item.request))
 
     async def enter(self, request: Request, *, avoid: frozenset[str] = frozenset()) -> Place:
@@ -130,9 +132,7 @@ class Gate:
         QUEUE_TIMEOUT or DEADLINE.
         """
         now, rank = self._clock(), self._rank(request)
-        latest = self._latest(request, now)
-        if too_late(now, latest, class_in_flight=self._in_flight[rank]):
-            raise self._too_late(request, now)
+        self._check_in_time(request, rank, now, self.pool.usual_s(request.traffic_class.name, now))
         if self._queues:
             # An endpoint may have become ready since; what it has to give is first theirs who wait.
             self._dispatch(now)
@@ -142,6 +142,7 @@ class Gate:
                 return self._give(endpoint, request, rank, now)
             if not self.pool.ready:
                 raise refusals.no_endpoint(self.pool.name)
+        latest = self._check_in_time(request, rank, now, self._needed_s(request, now))
         waiter = _Waiter(request, asyncio.get_running_loop().create_future(), avoid, latest, since=now)
         return await self._wait(waiter, rank, now)
 
@@ -163,11 +164,11 @@ class Gate:
     def left(self, place: Place, outcome: Outcome, cost_s: float) -> None:
         """A place is free again: its endpoint and its class learn how it went."""
         now = self._clock()
-        rank = min(place.rank, len(self._in_flight) - 1)
-        self._in_flight[rank] -= 1
+        self._in_flight[place.rank] -= 1
+        self._held.discard(place)
         self._sheddable.pop(place, None)
         self.pool.finished(place.endpoint, outcome, place.request.traffic_class.name, now)
-        self._queues.settle(rank, place.request.client, outcome.held_s - cost_s)
+        self._queues.settle(place.rank, place.request.client, outcome.held_s - cost_s)
         if self._queues:
             self._dispatch(now)
 
@@ -176,15 +177,23 @@ class Gate:
         present = self._classes.get(request.traffic_class.name)
         return min(request.traffic_class.rank, len(self._classes) - 1) if present is None else present.rank
 
-    def _latest(self, request: Request, now: float) -> float:
-        expected_s = self._expected_s(request, now)
-        return latest_start(request.deadline, expected_s=expected_s, rtt_s=request.timeline.rtt_s)
+    def _check_in_time(self, request: Request, rank: int, now: float, takes_s: float | None) -> float:
+        """Its latest start; raises Refused where that is over. takes_s: what an answer must be given. A place that
+        nobody else wants is worth an even chance; one that others wait for goes to those that will make it."""
+        latest = latest_start(request.deadline, expected_s=takes_s, rtt_s=request.timeline.rtt_s)
+        if too_late(now, latest, class_in_flight=self._in_flight[rank]):
+            raise self._too_late(request, now, takes_s)
+        return latest
+
+    def _needed_s(self, request: Request, now: float) -> float | None:
+        return self.pool.needed_s(request.traffic_class.name, now)
 
     def _give(self, endpoint: Endpoint, request: Request, rank: int, now: float, *, cost_s: float = 0.0) -> Place:
         """One place of this endpoint is this request's. cost_s: what its client was charged for it already."""
         endpoint.take(now)
         self._in_flight[rank] += 1
         place = Place(self, endpoint, request, rank, cost_s)
+        self._held.add(place)
         if request.evict is not None:
             self._sheddable[place] = None
         return place
@@ -216,11 +225,11 @@ class Gate:
         for entry in self._growing:
             self._queues.resize(entry, _size(entry.item.request.body))
         size = _size(body)
-        displaced = self._queues.room_for(rank, size)
+        displaced = self._queues.room_for(rank, size, request.client)
         if displaced is None:
             raise self._full(request, rank)
         for entry in displaced:
-            self._displace(entry)
+            self._displace(entry, rank)
         entered = self._queues.offer(
             waiter,
             rank=rank,
@@ -246,10 +255,11 @@ class Gate:
             if waiter.place.done():  # cancelled in this turn: still queued, because its coroutine has not run yet
                 self._queues.withdraw(entry)
                 continue
-            latest = self._latest(waiter.request, now)
-            if too_late(now, latest, class_in_flight=self._in_flight[rank]):
+            try:
+                self._check_in_time(waiter.request, rank, now, self._needed_s(waiter.request, now))
+            except Refused as refusal:
                 self._queues.withdraw(entry)
-                waiter.place.set_exception(self._too_late(waiter.request, now))
+                waiter.place.set_exception(refusal)
                 continue
             endpoint = self.pool.pick(now, waiting=len(self._queues), avoid=waiter.avoid)
             if endpoint is None:
@@ -274,14 +284,15 @@ class Gate:
             if place.request.evict is not None:
                 place.request.evict()
 
-    def _displace(self, entry: Entry[_Waiter]) -> None:
+    def _displace(self, entry: Entry[_Waiter], rank: int) -> None:
+        """It goes for one of this rank."""
         self._queues.withdraw(entry)
         waiter = entry.item
         if not waiter.place.done():
-            name = waiter.request.traffic_class.name
-            self.evicted[name] += 1
             retry_s = self._retry_after_s(waiter.request, entry.rank)
-            waiter.place.set_exception(refusals.displaced(self.pool.name, waiter.request, retry_s))
+            refused = refusals.crowded if entry.rank == rank else refusals.displaced
+            waiter.place.set_exception(refused(self.pool.name, waiter.request, retry_s))
+            self.evicted[waiter.request.traffic_class.name] += entry.rank != rank
 
     def _expire(self, now: float) -> None:
         for entry in self._queues.expire(now=now):
@@ -312,13 +323,13 @@ class Gate:
         if not self.pool.ready:
             return refusals.no_endpoint(pool)
         if now < waiter.since + request.traffic_class.queue_s:
-            return self._too_late(request, now)
+            return self._too_late(request, now, self._needed_s(request, now))
         return refusals.queue_timeout(pool, request, self._retry_after_s(request, self._rank(request)))
 
-    def _too_late(self, request: Request, now: float) -> Refused:
+    def _too_late(self, request: Request, now: float, takes_s: float | None) -> Refused:
         if now >= request.deadline:
             return refusals.waited_out(self.pool.name)
-        return refusals.too_late(self.pool.name, request, now, self._expected_s(request, now))
+        return refusals.too_late(self.pool.name, request, now, takes_s)
 
     def _full(self, request: Request, rank: int) -> Refused:
         of_class = f"{self._queues.depth(rank)} requests of class {request.traffic_class.name}"

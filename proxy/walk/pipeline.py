@@ -56,7 +56,7 @@ class Pipeline:
         """Who gets which class from now on; who has one keeps it, and what it promised."""
         self._routes = routes
         self._walks = walks
-        self._describing = Describing(routes)
+        self._describing = Describing(routes, clock=clock)
         self._telemetry = telemetry
         self._clock = clock
         self._reading = 0
@@ -217,7 +217,8 @@ def _reason_of(status: int) -> str:
     """A backend's own refusal passes through as it is; in the books it is one all the same."""
     if status < 400:
         return "ok"
-    return (Reason.BAD_REQUEST if status < 500 else Reason.BACKEND_FAILED).label
+    # 429 is none of the request's faults: the endpoint has no room, as backends/asking/verdict.py judges it.
+    return (Reason.BAD_REQUEST if status < 500 and status != 429 else Reason.BACKEND_FAILED).label
 
 
 def _request(arrival: Arrival, answered: Answered) -> Request:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from backends.messages import Request
 from inferlane.errors import Reason, Refused
 
-__all__ = ["displaced", "evicted", "full", "no_endpoint", "queue_timeout", "too_late", "waited_out"]
+__all__ = ["crowded", "displaced", "evicted", "full", "no_endpoint", "queue_timeout", "too_late", "waited_out"]
 
 # Nothing tells when an endpoint will be ready again; often enough to notice, seldom enough to be harmless.
 _RETRY_NO_ENDPOINT_S = 1.0
@@ -45,6 +45,12 @@ def full(pool: str, request: Request, waiting: str, retry_after_s: float) -> Ref
         f"{waiting} wait for pool {pool} already, and one of {size} bytes is too many",
         retry_after_s=retry_after_s,
     )
+
+
+def crowded(pool: str, request: Request, retry_after_s: float) -> Refused:
+    """It waited, and had to go for a client of its class that has less in the queue."""
+    most = f"no client has more requests of class {request.traffic_class.name} in it than {request.client}"
+    return Refused(Reason.QUEUE_FULL, f"the queue of pool {pool} is full, and {most}", retry_after_s=retry_after_s)
 
 
 def displaced(pool: str, request: Request, retry_after_s: float) -> Refused:

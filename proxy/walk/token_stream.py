@@ -62,7 +62,7 @@ class TokenStream:
     def late(self) -> Refused:
         """What the client is told when `limit` struck."""
         if self._with_client:
-            return Refused(Reason.STALLED, f"the client read nothing for {self._promise.stall_s:g} s")
+            return Refused(Reason.CANCELLED, f"the client read nothing for {self._promise.stall_s:g} s")
         return Refused(Reason.DEADLINE, f"the stream took longer than the {self._promise.total_s:g} s of its class")
 
     def _clocked(self, now: float, *, is_answer: bool) -> None:

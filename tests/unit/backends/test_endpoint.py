@@ -278,3 +278,20 @@ def test_it_counts_exactly_and_knows_the_oldest(events):
             endpoint.finished(ended(what, now - taken), now)
         assert endpoint.in_flight == len(waited_for) + len(answering)
         assert endpoint.age(now) == (now - min(waited_for) if waited_for else 0.0)
+
+
+def test_one_that_hangs_is_left_out_for_longer_each_time_however_much_it_kept_waiting(endpoint):
+    """Its own time-outs must not make its silence look usual: it would get one request after the other, for ever."""
+    for now in (0.0, 0.1, 0.2):
+        ask(endpoint, Ending.ANSWERED, now=now, after_s=0.05)
+    for start in (1.0, 1.1, 1.2, 1.3):
+        endpoint.take(start)
+    for start in (1.0, 1.1, 1.2, 1.3):
+        endpoint.finished(ended(Ending.TIMED_OUT, 1.0), start + 1.0)
+    for _ in range(20):
+        endpoint.prediction.at_least(1.0, 3.0)
+    assert endpoint.state(3.0) == "ejected"
+    ask(endpoint, Ending.TIMED_OUT, now=8.0, after_s=1.0)
+    assert endpoint.state(9.0) == "ejected"
+    assert not endpoint.free(18.9)
+    assert endpoint.free(19.1)

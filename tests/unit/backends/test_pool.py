@@ -338,3 +338,15 @@ def test_nobody_gets_more_than_its_places_and_a_free_healthy_one_is_used(pick, s
         assert all(each.in_flight <= each.slots for each in magika.endpoints)
         if magika.ready:
             assert magika.places(now) >= 1
+
+
+def test_a_class_is_judged_by_what_it_saw_itself_and_time_outs_count():
+    magika = pool("a", slots=100)
+    for _ in range(30):
+        ask(magika, magika.endpoints[0], now=1.0, after_s=0.2)
+    assert magika.usual_s("realtime", 1.2) is None and magika.needed_s("realtime", 1.2) is None
+    assert magika.usual_s("batch", 1.2) == pytest.approx(0.2, rel=0.05)
+    found = magika.needed_s("batch", 1.2)
+    assert found == pytest.approx(0.2, rel=0.06)
+    ask(magika, magika.endpoints[0], Ending.TIMED_OUT, now=1.2, after_s=0.3)
+    assert magika.needed_s("batch", 1.5) == pytest.approx(found * 1.05)

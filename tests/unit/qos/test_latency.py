@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qos.latency import LEAST, Latencies
+from qos.latency import LEAST, Latencies, TimeNeeded
 
 seconds = st.floats(2e-5, 1500.0)
 
@@ -119,3 +119,53 @@ def test_the_count_is_the_sum_of_the_weights(observed: list[tuple[float, float]]
         latencies.observe(value, now)
         at.append(now)
     assert latencies.count(now) == pytest.approx(sum(0.5 ** ((now - each) / 5.0) for each in at), rel=1e-6)
+
+
+def test_the_time_needed_is_what_most_answers_stay_within():
+    needed = TimeNeeded()
+    for n in range(LEAST):
+        assert needed.seconds(float(n)) is None
+        needed.answered(1.0 + n, float(n) / 10)
+    assert needed.seconds(2.0) == 1.0 + int(LEAST * 5 / 6)
+    assert needed.seconds(60.0) is None  # nothing was seen for long
+    needed.answered(1.0, 60.0)
+    assert needed.seconds(60.0) is None
+
+
+@pytest.mark.parametrize(("times", "of_ten"), [(1.0, 8), (0.2, 8), (9.0, 8), (90.0, 8)])
+def test_the_time_needed_is_found_again_when_it_has_changed(times: float, of_ten: int):
+    """A queue hands each place to a request that has just the time that is thought to be needed."""
+    rng = random.Random(4)
+    needed, now = TimeNeeded(), 0.0
+    answered = []
+    for n in range(1000):
+        now += 0.01
+        takes = rng.uniform(0.09, 0.11) * (1.0 if n < 200 else times)
+        has = needed.seconds(now) or 1.0
+        if takes <= has:
+            needed.answered(takes, now)
+        else:
+            needed.given_up(has, now)
+        answered.append(takes <= has)
+    assert sum(answered[600:]) >= 40 * of_ten
+    assert 0.09 * times <= (needed.seconds(now) or 0.0) <= 0.13 * times
+
+
+def test_who_gives_up_sooner_than_needed_teaches_nothing_but_that_somebody_asks():
+    needed = TimeNeeded()
+    for _ in range(LEAST):
+        needed.answered(0.1, 0.0)
+    for n in range(30):
+        needed.given_up(0.05, float(n))
+    assert needed.seconds(30.0) == 0.1
+
+
+@given(st.lists(st.tuples(st.booleans(), seconds, st.floats(0.0, 20.0)), max_size=100))
+def test_the_time_needed_stays_near_what_was_seen(seen: list[tuple[bool, float, float]]):
+    needed, now = TimeNeeded(), 0.0
+    for good, value, pause in seen:
+        now += pause
+        (needed.answered if good else needed.given_up)(value, now)
+        found = needed.seconds(now)
+        values = [each for _, each, _ in seen]
+        assert found is None or min(values) * 0.99 <= found <= max(values) * 1.05

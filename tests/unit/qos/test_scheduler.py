@@ -373,3 +373,18 @@ def test_the_dead_do_not_pile_up() -> None:
         wait(queue, str(n), leaves=1e6 - n)
         assert turn(queue) == str(n)
         assert len(queue._expiries) <= 66
+
+
+def test_in_a_full_class_the_client_with_the_most_makes_room_for_one_with_less() -> None:
+    queue = queues(most=5)
+    most = [wait(queue, f"most {n}", client="most") for n in range(3)]
+    wait(queue, "other", client="other")
+    wait(queue, "higher", client="new", size=50)
+    assert queue.room_for(0, 1) is None
+    assert queue.room_for(0, 1, "most") is None
+    assert queue.room_for(0, 1, "new") == most[:1:-1]
+    assert queue.room_for(0, 99, "third") is None  # three bytes of it are too few
+    queue.withdraw(most[2])
+    wait(queue, "new 2", client="new", size=40)
+    assert queue.room_for(0, 1, "new") is None
+    assert [entry.item for entry in queue.room_for(0, 8, "third") or []] == ["most 1"]

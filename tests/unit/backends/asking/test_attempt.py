@@ -6,6 +6,7 @@ import asyncio
 import pytest
 
 from backends.asking.attempt import Attempt, Copy
+from backends.body import Body
 from backends.messages import Reply
 from backends.outcome import Ending
 from inferlane.errors import Reason, Refused
@@ -113,3 +114,28 @@ async def test_its_repr_tells_who_answered_what():
     assert repr(attempt) == "<Attempt 1 at a, status 200>"
     attempt.leave()
     assert repr(attempt) == "<Attempt 1 at a, status 200, left>"
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (asyncio.CancelledError(), Ending.CANCELLED),
+        (Refused(Reason.DEADLINE), Ending.CANCELLED),
+        (Refused(Reason.BAD_REQUEST), Ending.CANCELLED),
+        (Refused(Reason.BACKEND_FAILED), Ending.FAILED),
+    ],
+)
+async def test_a_client_that_has_not_sent_all_of_its_body_is_no_fault_of_the_endpoint(error, ending):
+    """Else a few slow uploads would eject one endpoint after the other."""
+    body = Body(limit=1000)
+    body.feed(b"half", ended=False)
+    endpoint = AskedEndpoint("a")
+    request = request_for(traffic_class(deadline_s=10.0), now=100.0, body=body)
+    scene = Scene()
+    copy = Copy(AskedPlace(endpoint), request, lambda: scene.now)
+    copy.result = error
+    scene.now += 10.0
+    assert copy.outcome().ending is ending
+    assert copy.outcome().latency_s == (0.0 if ending is Ending.CANCELLED else 10.0)
+    body.feed(b"whole", ended=True)
+    assert copy.outcome().ending in (Ending.TIMED_OUT, Ending.BLAMELESS, Ending.FAILED)

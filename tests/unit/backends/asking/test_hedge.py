@@ -20,6 +20,8 @@ from tests.fakes.endpoints import request_for, traffic_class
 GOOD = Reply(body=b"good")
 BETTER = Reply(body=b"better")
 FAILED = Refused(Reason.BACKEND_FAILED, "the connection broke")
+RESERVE = 30
+"""Hedges that the budget pays for before the share of the requests counts."""
 
 
 class Scene:
@@ -174,8 +176,10 @@ async def test_there_is_no_hedge_where(why):
     elif why == "no place":
         scene.pool.sparing = False
     elif why == "budget":
-        for _ in range(10):
-            await spend(scene)
+        request = scene.request(hedge=0.02)  # the reserve's requests earn less than one hedge
+        for _ in range(RESERVE):
+            (await scene.begin(scene.request(hedge=0.02))).leave()
+            await settled()
     asking = scene.begin(request)
     await until(scene.first)
     await asyncio.sleep(0.02)
@@ -183,12 +187,7 @@ async def test_there_is_no_hedge_where(why):
     scene.first.release(BETTER)
     attempt = await asking
     assert attempt.reply is BETTER
-    assert asked == scene.counts.hedges == (10 if why == "budget" else 0)
-
-
-async def spend(scene: Scene) -> None:
-    (await scene.begin()).leave()
-    await settled()
+    assert asked == scene.counts.hedges == (RESERVE if why == "budget" else 0)
 
 
 async def test_hedges_stay_within_their_share_however_slow_everything_is():
@@ -201,7 +200,7 @@ async def test_hedges_stay_within_their_share_however_slow_everything_is():
             scene.first.release(BETTER)
         (await asking).leave()
         await settled()
-    assert 10 <= scene.counts.hedges <= 0.05 * 100 + 10
+    assert RESERVE <= scene.counts.hedges <= 0.05 * 100 + RESERVE
     assert scene.pool.held == 0
 
 

@@ -77,8 +77,24 @@ def test_least_latency_takes_the_fastest():
 
 
 def test_least_latency_counts_what_was_sent_since():
-    fast, slow = Place(in_flight=2, expected=0.05), Place(expected=0.1)
-    assert least_latency([fast, slow, Place(3), Place(3)], at()) == 1
+    fast, slow, busy = Place(expected=0.07), Place(expected=0.1), Place(3, expected=1.0)
+    assert least_latency([fast, slow, busy, busy], at()) == 0
+    fast.in_flight = 2
+    assert least_latency([fast, slow, busy, busy], at()) == 1
+
+
+def test_what_was_sent_since_counts_by_what_the_busier_ones_have():
+    fast, slow, busy = Place(1, slots=32, expected=0.05), Place(slots=32, expected=0.09), Place(8, 32, expected=1.0)
+    assert least_latency([fast, slow, busy, busy], at()) == 0
+    fast.in_flight = 8
+    assert least_latency([fast, slow, busy, busy], at()) == 1
+
+
+def test_one_that_is_twice_as_fast_is_filled_until_it_is_hot():
+    fast, slow, busy = Place(8, slots=32, expected=0.04), Place(slots=32, expected=0.1), Place(8, 32, expected=1.0)
+    assert least_latency([fast, slow, *[busy] * 7], at()) == 0
+    fast.in_flight = 9
+    assert least_latency([fast, slow, *[busy] * 7], at()) == 1
 
 
 def test_what_is_in_flight_weighs_by_the_places_there_are():

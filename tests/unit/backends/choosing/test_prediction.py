@@ -148,3 +148,17 @@ def test_time_alone_never_makes_it_slower(events):
             prediction.penalise(seconds, now)
         first, second = prediction.seconds(now) or 0.0, prediction.seconds(now + 1.0) or 0.0
         assert second <= first
+
+
+def test_after_a_long_silence_the_averages_begin_anew():
+    """Else an endpoint that nobody asked because it was slow once would need many answers to be believed."""
+    prediction = Prediction()
+    assert prediction.old(0.0)
+    prediction.observe(0.9, 1.0)
+    prediction.at_least(1.0, 2.0)
+    assert not prediction.old(12.0)
+    assert prediction.old(12.1)
+    prediction.observe(0.1, 12.2)  # it was asked when the news were old
+    assert (prediction.usual, prediction.answers) == (0.1, 0.1)
+    prediction.observe(0.2, 12.5)
+    assert prediction.usual == prediction.answers == pytest.approx(0.11)

@@ -21,6 +21,7 @@ class Site:
     expected: float | None = 0.1
     usual: float | None = None
     """Not faded; None: the same."""
+    old: bool = False
 
     def room(self, now: float) -> int:
         return self.slots
@@ -30,6 +31,9 @@ class Site:
 
     def expected_s(self, now: float) -> float | None:
         return self.expected
+
+    def forgotten(self, now: float) -> bool:
+        return self.old and self.in_flight == 0
 
 
 def chosen(*sites: Site, waiting: int = 1, zones: tuple[str, ...] = ZONES) -> list[Site]:
@@ -65,6 +69,16 @@ def test_a_hung_zone_spills():
     assert chosen(edge, cloud) == []
     edge.expected = 1.0  # nothing came for a second
     assert chosen(edge, cloud) == [cloud]
+
+
+def test_one_request_goes_back_to_a_zone_that_was_left_long_ago():
+    back, slow, cloud = Site("edge", usual=0.9, old=True), Site("edge", usual=0.9), Site("cloud", expected=0.3)
+    assert chosen(slow, cloud) == [cloud]
+    assert chosen(slow, back, cloud) == [back]
+    back.in_flight = 1  # it is on its way
+    assert chosen(slow, back, cloud) == [cloud]
+    cloud.old = True
+    assert chosen(slow, back, cloud) == [cloud]
 
 
 def test_nobody_waits_for_a_zone_that_is_not_there():

@@ -18,7 +18,7 @@ from backends.messages import Api
 from backends.pool_settings import ProbeSettings
 from backends.remote.http_server import HttpServer
 from backends.remote.origin import parse_origin
-from tests.fakes.fleet import WatchedBackend, until, watched_endpoint, watched_pool
+from tests.fakes.fleet import PATIENCE_S, WatchedBackend, until, watched_endpoint, watched_pool
 from tests.fakes.raw_server import RawServer
 
 SETTINGS = ProbeSettings(failures=2)
@@ -181,3 +181,27 @@ async def test_what_has_no_http_server_is_asked_its_own_way(kind):
 async def test_time_that_is_up_is_told_as_such(server, remote):
     settings = ProbeSettings.model_validate({"kind": "http", "timeout": "100ms"})
     assert await ask(remote, settings, deadline=monotonic() + 0.05) == "no answer within 0.1 s"
+
+
+async def test_closing_ends_it_while_an_endpoint_is_being_let_go():
+    """The cancellation comes while the watch of one that left is being ended, and must not get lost there."""
+    pool, (old,) = watched_pool("old")
+    old.hangs = True
+    going = asyncio.Event()
+    probing = probing_of(pool)
+    probe = old.probe
+
+    async def leaves_slowly(*, deadline: float) -> None:
+        try:
+            await probe(deadline=deadline)
+        finally:
+            going.set()
+            await asyncio.sleep(0.01)
+
+    old.probe = leaves_slowly  # type: ignore[method-assign]
+    probing.start()
+    await until(lambda: old.at_once)
+    pool.replace([])
+    await going.wait()
+    async with asyncio.timeout(PATIENCE_S):
+        await probing.close()

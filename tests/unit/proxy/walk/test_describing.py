@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from backends.choosing.picker import least_in_flight
 from backends.endpoint import Endpoint
+from backends.messages import Reply
 from backends.pool import Pool
 from backends.remote.openai import OpenAiBackend
 from backends.routes import Routes
@@ -33,6 +35,10 @@ def asking(operation: Operation, model: str = "") -> Answered:
     )
 
 
+def describing_of(routes: Sequence[tuple[Pool, Sequence[str]]]) -> Describing:
+    return Describing(Routes(routes), clock=time.monotonic)
+
+
 async def told(describing: Describing, operation: Operation, model: str = "", *, draining: bool = False):
     reply = await describing.reply(asking(operation, model), draining=draining)
     return reply.status, json.loads(reply.body)
@@ -40,7 +46,7 @@ async def told(describing: Describing, operation: Operation, model: str = "", *,
 
 async def test_a_gateway_is_live_and_ready_while_its_pools_are_and_it_does_not_drain() -> None:
     pool = pool_of(1)
-    describing = Describing(Routes([(pool, ["m"])]))
+    describing = describing_of([(pool, ["m"])])
     assert await told(describing, Operation.LIVE) == (200, {"live": True})
     assert await told(describing, Operation.READY) == (200, {"ready": True})
     assert await told(describing, Operation.READY, draining=True) == (503, {"ready": False})
@@ -54,8 +60,28 @@ async def test_nobody_is_asked_for_metadata_who_could_not_answer() -> None:
     pool = pool_of(1)
     pool.endpoints[0].draining = True
     with pytest.raises(Refused) as caught:
-        await told(Describing(Routes([(pool, ["m"])])), Operation.METADATA, "m")
+        await told(describing_of([(pool, ["m"])]), Operation.METADATA, "m")
     assert caught.value.reason is Reason.NO_ENDPOINT
+
+
+async def test_one_that_fails_is_asked_last() -> None:
+    pool = pool_of(1, 1)
+    asked = []
+
+    async def metadata(model: str, version: str, *, deadline: float) -> Reply:
+        asked.append(model)
+        return Reply(body=b"{}")
+
+    failing, well = pool.endpoints
+    well.backend.metadata = metadata  # type: ignore[method-assign]
+    for _ in range(pool.rules.failures):
+        failing.health.failed(0.0)
+    assert failing.state(0.0) == "ejected"
+    assert await told(describing_of([(pool, ["m"])]), Operation.METADATA, "m") == (
+        200,
+        {},
+    )
+    assert asked == ["m"]
 
 
 @pytest.fixture
@@ -77,7 +103,9 @@ async def openai_pool(name: str, *urls: str) -> Pool:
 
 async def test_models_are_told_once_and_only_where_requests_for_them_go(servers: list[OpenAiServer]) -> None:
     small, large = await openai_pool("small", servers[0].url), await openai_pool("large", servers[1].url)
-    describing = Describing(Routes([(small, ["tiny"]), (large, ["large"]), (pool_of(1), ["m"])]))
+    describing = Describing(
+        clock=time.monotonic, routes=Routes([(small, ["tiny"]), (large, ["large"]), (pool_of(1), ["m"])])
+    )
     status, document = await told(describing, Operation.OPENAI_MODELS)
     assert (status, document["object"]) == (200, "list")
     assert [each["id"] for each in document["data"]] == ["tiny", "large"]
@@ -92,7 +120,7 @@ async def test_models_are_told_once_and_only_where_requests_for_them_go(servers:
 async def test_a_silent_server_is_passed_over(servers: list[OpenAiServer]) -> None:
     dead = await openai_pool("dead", "http://127.0.0.1:1", servers[0].url)
     gone = await openai_pool("gone", "http://127.0.0.1:1")
-    _, document = await told(Describing(Routes([(dead, ["tiny"]), (gone, ["*"])])), Operation.OPENAI_MODELS)
+    _, document = await told(describing_of([(dead, ["tiny"]), (gone, ["*"])]), Operation.OPENAI_MODELS)
     assert [each["id"] for each in document["data"]] == ["tiny"]
     await dead.close()
     await gone.close()

@@ -189,3 +189,48 @@ def test_who_waits_notices_a_change_that_nobody_told(loop):
     story.gate.look_again()
     story.loop.settle()
     assert story.entered == ["running", "waiting", "patient"]
+
+
+def test_what_another_class_takes_is_no_reason_to_refuse(story):
+    """A class of few requests never sees enough of its own; one of long ones in the same pool says nothing of them."""
+    for n in range(40):
+        story.arrives(f"long {n}", 1, deadline=story.loop.now + 100.0)
+        story.loop.now += 2.0
+        story.places[f"long {n}"].leave(answered(2.0))
+    story.arrives("short", 0, deadline=story.loop.now + 0.5)
+    story.arrives("short too", 0, deadline=story.loop.now + 0.5)
+    assert not story.tasks["short too"].done()
+    story.leaves("short")
+    assert story.entered[-1] == "short too"
+
+
+def test_time_outs_teach_what_a_place_must_be_given(story):
+    """Of a pool that has become slower, no request that waited is answered, and answers tell what it once took."""
+    measured(story, 0.1)
+    for n in range(40):
+        story.arrives(f"late {n}", deadline=story.loop.now + 0.4)
+        story.loop.now += 0.4
+        story.places[f"late {n}"].leave(Outcome(ending=Ending.TIMED_OUT, latency_s=0.4, held_s=0.4))
+    story.arrives("running", deadline=story.loop.now + 9.0)
+    story.arrives("waiting", deadline=story.loop.now + 0.3)
+    assert story.refusals["waiting"].reason is Reason.TOO_LATE
+    story.leaves("running")
+    story.arrives("first of two", deadline=story.loop.now + 0.3)
+    assert story.entered[-1] == "first of two"  # nobody waits, and what was answered took less
+
+
+def test_one_client_that_fills_the_queue_makes_room_for_others_of_its_class(story):
+    story.arrives("running", client="flood")
+    for n in range(3):
+        story.arrives(f"flood {n}", client="flood")
+    story.arrives("one", client="polite")
+    refusal = story.refusals["flood 2"]
+    assert refusal.reason is Reason.QUEUE_FULL
+    most = "no client has more requests of class rank-0 in it than flood"
+    assert refusal.detail == f"the queue of pool digits is full, and {most}"
+    assert story.gate.evicted["rank-0"] == 0
+    story.arrives("two", client="polite")
+    assert story.refusals["two"].reason is Reason.QUEUE_FULL  # both would have as much
+    story.leaves("running")
+    story.leaves("one")
+    assert story.entered == ["running", "one", "flood 0"]

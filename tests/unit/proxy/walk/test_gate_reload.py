@@ -55,3 +55,20 @@ async def test_with_nobody_waiting_nothing_happens():
     async with asyncio.timeout(1):
         place = await gate.enter(request_for(only, now=asyncio.get_running_loop().time()))
     place.leave(Outcome.unused())
+
+
+def test_places_count_for_their_class_however_often_the_number_of_classes_changes():
+    loop = FakeTimeLoop()
+    gate = Gate(pool_of(2), class_table_of(3), clock=loop.time)
+    place = loop.run_until_complete(gate.enter(request_for(traffic_class(2), now=loop.now)))
+    counts = []
+    for ranks in (2, 3):
+        gate.use_classes(class_table_of(ranks))
+        counts.append([gate.in_flight(each) for each in class_table_of(ranks)])
+    assert counts == [[0, 1], [0, 0, 1]]
+    turned = [replace(traffic_class(old), rank=new) for new, old in enumerate((2, 1, 0))]
+    gate.use_classes(ClassTable(turned, turned[0]))
+    assert [gate.in_flight(each) for each in turned] == [1, 0, 0]
+    place.leave(Outcome.unused())
+    assert [gate.in_flight(each) for each in turned] == [0, 0, 0]
+    loop.finish()

@@ -178,7 +178,10 @@ async def test_what_is_not_inference_needs_no_place() -> None:
     assert [each.reason for each in refused.refusals] == [Reason.NO_ENDPOINT]
 
 
-@pytest.mark.parametrize(("status", "reason"), [(400, "bad_request"), (404, "bad_request"), (500, "backend_failed")])
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(400, "bad_request"), (404, "bad_request"), (429, "backend_failed"), (500, "backend_failed")],
+)
 async def test_a_backend_s_own_refusal_passes_through_and_is_no_success_in_the_books(status: int, reason: str) -> None:
     async def refuse(_: Request) -> Reply:
         return Reply(status=status, body=b"no")

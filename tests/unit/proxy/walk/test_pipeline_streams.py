@@ -129,7 +129,7 @@ async def test_a_client_that_does_not_read_is_given_up_and_frees_its_place() -> 
     walk, client = Set(tokens, api=Api.OPENAI), Reading(pause_s=30.0)
     await ask(walk, client, b'{"model":"cheap","stream":true}')
     (refusal,) = client.refusals
-    assert (refusal.reason, refusal.detail) == (Reason.STALLED, "the client read nothing for 0.05 s")
+    assert (refusal.reason, refusal.detail) == (Reason.CANCELLED, "the client read nothing for 0.05 s")
     assert walk.endpoint.in_flight == 0
 
 

@@ -70,7 +70,7 @@ async def test_the_client_has_the_stall_time_and_the_backend_what_is_left_of_the
         await anext(each.stream)
         assert limit.when() == 110.0  # sooner than the stall at 116
         assert repr(each.stream) == "<TokenStream 1 pieces, client next>"
-        assert each.stream.late().reason is Reason.STALLED
+        assert each.stream.late().reason is Reason.CANCELLED
         limit.reschedule(None)
 
 
