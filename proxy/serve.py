@@ -27,10 +27,10 @@ from backends.pool_settings import PoolSettings
 from backends.settings import BatchSettings, OnnxSettings
 from proxy.bind import bind_tcp, bind_unix
 from proxy.config.settings import Bind
+from proxy.listeners.alarms import Alarms
 from proxy.listeners.door import Door, DoorPlan
 from proxy.listeners.http1 import Http1Door, Http1Plan
 from proxy.listeners.marks import Marks
-from proxy.listeners.quic import Alarms
 from proxy.listeners.tcp import more_descriptors
 from proxy.server import DRAIN_S
 from proxy.telemetry import logs

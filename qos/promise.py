@@ -176,5 +176,6 @@ def _split_backend(took: dict[Part, float], timeline: Timeline) -> None:
         return
     for part, seconds in ((Part.COMPUTE, timeline.compute_s), (Part.BACKEND_QUEUE, timeline.backend_queue_s)):
         if seconds is not None:
-            took[part] = seconds
-            took[Part.BACKEND] = max(0.0, took[Part.BACKEND] - seconds)
+            # A backend may tell of more than there was: a batch's time, or another clock's.
+            took[part] = min(seconds, took[Part.BACKEND])
+            took[Part.BACKEND] -= took[part]

@@ -27,6 +27,8 @@ _NOT_TO_BACKEND = _HOP_BY_HOP | {
     b"content-length",  # the body's framing is ours
     b"expect",  # the body is sent at once, so 100-continue has nothing to ask
     b"authorization",  # what the client proves to the gateway is not for the backend
+    b"api-key",  # likewise: Azure's clients of OpenAI's API send theirs here
+    b"x-api-key",
     b"cookie",
     b"priority",  # RFC 9218 urgency of the client's connection; the backend gets the class
     b"traceparent",  # the walk's own, below
@@ -38,6 +40,8 @@ _NOT_TO_CLIENT = _HOP_BY_HOP | {
     b"inference-header-content-length",  # Reply.json_length
     b"server-timing",  # read into Reply.compute_s and backend_queue_s; the door tells the whole walk's
     b"x-request-id",
+    b"authorization",  # a server that sends back what it got must not give the gateway's key away
+    b"www-authenticate",  # asks for the gateway's key, which is not the client's to give
     b"alt-svc",  # speaks for the backend's origin (RFC 7838), and the client talks to ours
     b"set-cookie",  # likewise, and the client's cookies do not reach the backend
 }
@@ -96,10 +100,7 @@ def is_event_stream(fields: Iterable[tuple[bytes, bytes]]) -> bool:
 
 def is_encoded(fields: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether a body is compressed, so that nobody but its reader can look into it."""
-    for name, value in fields:
-        if name == b"content-encoding":
-            return value.lower() != b"identity"
-    return False
+    return any(name == b"content-encoding" and value.lower() != b"identity" for name, value in fields)
 
 
 def compute_seconds(fields: Iterable[tuple[bytes, bytes]]) -> float | None:

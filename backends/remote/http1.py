@@ -126,7 +126,7 @@ class ReplyReader:
             raise Garbage(f"it speaks HTTP/{parser.get_http_version()}")
         if 100 <= status < 200 and status != 101:
             self._interim = True
-            self.fields = []
+            self.fields, self.content_length = [], None  # neither is the reply's
             return
         if not 200 <= status <= 599:
             raise Garbage(f"its status is {status:03}")

@@ -31,7 +31,7 @@ _COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
 _PATHS = (*_COMPLETIONS, "/v1/embeddings")
 _PLAIN = b"\r\naccept-encoding: identity"
 """A compressed stream could neither be kept alive by comments nor be known to be whole."""
-_NOT_PASSED = (b"accept-encoding",)
+_NOT_PASSED = (b"accept-encoding", b"content-encoding")  # the latter is none, or not true: the body was read as JSON
 _models = msgspec.json.Decoder(dict[str, Any])
 
 

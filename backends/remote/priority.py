@@ -47,7 +47,9 @@ def oip_json(body: bytes, length: int, dialect: PriorityField | None, rank: int,
         if dialect == "triton":
             parameters["timeout"] = _number(max(1, int(left_s * 1e6)))
     elif not stripped:
-        return None
+        # Of members with one name the last is read here and the first by others, RapidJSON in Triton among them.
+        once = msgspec.json.encode(members)
+        return None if _hints(once, len(once)) == _hints(body, length) else once
     members["parameters"] = msgspec.Raw(msgspec.json.encode(parameters))
     return msgspec.json.encode(members)
 
@@ -59,6 +61,10 @@ def _may_have(body: bytes, length: int, *names: bytes) -> bool:
             return True
     # one byte is found many times faster than four, and most bodies have no escape at all
     return body.find(b"\\", 0, length) >= 0 and body.find(b"\\u00", 0, length) >= 0
+
+
+def _hints(body: bytes, length: int) -> list[int]:
+    return [body.count(each, 0, length) for each in (b'"priority"', b'"timeout"', b"\\u00")]
 
 
 def _read(decoder: msgspec.json.Decoder[_Members] | msgspec.json.Decoder[_Members | None], data: bytes) -> _Members:

@@ -20,7 +20,8 @@ KEEPALIVE = b": keep-alive\n\n"
 _TAIL = 64
 """Bytes of the stream's end that are remembered: `data: [DONE]` and the line ends around it."""
 _BETWEEN_EVENTS = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][ \t]*[\r\n]*\Z").search
+# A line of its own: in JSON a line end is written as an escape. Behind it there may be an `id`, or a server's comment.
+_DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][ \t]*(?:[\r\n]|\Z)").search
 
 
 def said_done(end: bytes) -> bool:

@@ -18,12 +18,13 @@ from typing import cast
 from inferlane.wire import MAGIC
 from proxy.arrival import Walk
 from proxy.bind import bind_tcp
+from proxy.listeners.alarms import Alarms
 from proxy.listeners.datagrams import DatagramExchanges
 from proxy.listeners.http1 import Http1Door, Http1Plan
 from proxy.listeners.http3 import Http3Session
 from proxy.listeners.marks import Marks
 from proxy.listeners.native import NativeSession
-from proxy.listeners.quic import Alarms, Peer, QuicListener, Session
+from proxy.listeners.quic import Peer, QuicListener, Session
 from proxy.listeners.udp import Address, UdpSocket, bind
 from proxy.protocols.cookies import CookieJar
 from proxy.protocols.quic import ALPN_H3, ALPN_NATIVE, QuicConfiguration

@@ -163,11 +163,18 @@ def clean_head(request: web.BaseRequest) -> RequestHead | Refused:
         (b":path", request.raw_path.encode("utf-8", "surrogateescape")),
         *((name, value) for name, value in fields if name not in hop_by_hop),
     ]
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+    if _other_than(fields, b"content-encoding", b"identity"):
         return Refused(Reason.BAD_REQUEST, "send the body without content-encoding", status=415)
+    if _other_than(fields, b"transfer-encoding", b"chunked"):
+        # aiohttp undoes the chunks alone, and the field that tells of the rest does not pass (RFC 9112 section 6.1)
+        return Refused(Reason.BAD_REQUEST, "send the body without transfer-encoding, or chunked", status=501)
     try:
         return clean(section)
     except FieldsTooLarge as error:
         return Refused(Reason.FIELDS_TOO_LARGE, str(error))
     except MalformedRequest as error:
         return Refused(Reason.BAD_REQUEST, str(error))
+
+
+def _other_than(fields: HeadFields, name: bytes, plain: bytes) -> bool:
+    return any(each == name and value.lower() != plain for each, value in fields)

@@ -94,7 +94,9 @@ class NativeSession:
                 )
             case StopSendingReceived():
                 self._gone(event.stream_id)
-            case StreamReset() if not self._peer.quic.replied(event.stream_id):  # else it answers our STOP_SENDING
+            case StreamReset() if self._peer.quic.replied(event.stream_id):  # it answers our STOP_SENDING
+                self._refused.discard(event.stream_id)
+            case StreamReset():
                 self._gone(event.stream_id)
 
     def drain(self) -> None:

@@ -8,7 +8,6 @@ request at 32 in flight (the profile is in benchmarks/README.md).
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +15,10 @@ from typing import Protocol
 
 import structlog
 
+from proxy.listeners.alarms import Alarms
 from proxy.listeners.marks import Marks
 from proxy.listeners.udp import Address
+from proxy.listeners.vigil import Vigil
 from proxy.protocols.quic import (
     Connection,
     ConnectionIdIssued,
@@ -31,15 +32,18 @@ from proxy.protocols.quic import (
     first_look,
     version_negotiation,
 )
-from proxy.timers import TimerHeap
 from qos.connection_mark import ConnectionMark
 from qos.marking import Mark
 from qos.traffic_class import TrafficClass
 
-__all__ = ["WRITE_AHEAD", "Alarms", "Peer", "QuicListener", "Send", "Session", "SessionFor"]
+__all__ = ["WRITE_AHEAD", "Peer", "QuicListener", "Send", "Session", "SessionFor"]
 
 WRITE_AHEAD = 256 * 1024
 """Unacknowledged reply bytes of one stream before its backend is made to wait."""
+MOST_HANDSHAKES = 1024
+"""At once on one socket. A datagram from a forged address is enough to begin one, and each keeps 100 KiB."""
+HANDSHAKE_S = 10.0
+"""How long one may take, when another wants its place. As on TCP."""
 _NO_ERROR = 0x100  # H3_NO_ERROR (RFC 9114 section 8.1); under inferlane/1 the same number means the same
 _INTERNAL_ERROR = 0x1  # RFC 9000 section 20.1
 _log = structlog.get_logger("inferlane.quic")
@@ -66,49 +70,6 @@ class Session(Protocol):
         ...
 
 
-class Alarms:
-    """One timer heap for a worker and the one alarm on the loop that serves it."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._heap: TimerHeap[Peer] = TimerHeap()
-        self._clock = clock
-        self._loop = asyncio.get_running_loop()
-        self._handle: asyncio.TimerHandle | None = None
-        self._armed_for = 0.0
-
-    def set(self, peer: Peer, when: float | None) -> None:
-        """Ring for `peer` at `when`, monotonic seconds; None: never."""
-        self._heap.set(peer, when)
-        self._arm()
-
-    def close(self) -> None:
-        """Ring no more."""
-        if self._handle is not None:
-            self._handle.cancel()
-
-    def _arm(self) -> None:
-        when = self._heap.next()
-        if self._handle is not None:
-            if when == self._armed_for:
-                return
-            self._handle.cancel()
-            self._handle = None
-        if when is None:
-            return
-        self._armed_for = when
-        # In whole ms, rounded up: uvloop rounds to the nearest, and a timer set for 0.4 ms would ring again and again
-        # until it is due.
-        delay_ms = max(0, math.ceil((when - self._clock()) * 1e3))
-        self._handle = self._loop.call_later(delay_ms / 1e3, self._ring)
-
-    def _ring(self) -> None:
-        self._handle = None
-        now = self._clock()
-        for peer in self._heap.pop_due(now):
-            peer.listener.guard(peer, partial(peer.on_timer, now))
-        self._arm()
-
-
 class Peer:
     """One connection: aioquic's state, the session its ALPN chose, and who waits for room to write."""
 
@@ -122,6 +83,8 @@ class Peer:
         self.mark = ConnectionMark()
         """Of everything that it sends."""
         self.cids: set[bytes] = set()
+        self.heard = 0.0
+        """When its newest datagram came, monotonic seconds."""
         self._room: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -132,6 +95,16 @@ class Peer:
         """Where the client is. It may move (RFC 9000 section 9), but until the new path is validated the address may be
         forged, even by the client itself, to be taken for somebody whom we trust."""
         return self.quic.validated_address or self._first_address
+
+    @property
+    def busy(self) -> bool:
+        """Whether something works for this client."""
+        return self.session is not None and not self.session.idle
+
+    def ask(self) -> None:
+        """Have the client say that it is still there: whatever gets a PING acknowledges it (RFC 9000 section 19.2)."""
+        self.quic.send_ping(0)
+        self.touch()
 
     def touch(self) -> None:
         """Something was written: flush before the loop sleeps again."""
@@ -181,7 +154,7 @@ class Peer:
             elif isinstance(event, ConnectionTerminated):
                 self.listener.remove(self)
             elif isinstance(event, HandshakeCompleted):
-                self.listener.counts["handshakes"] += 1
+                self.listener.completed(self)
             elif self.session is not None:
                 self.session.handle(event)
         if self.quic.ending and self.session is not None:
@@ -192,8 +165,11 @@ class Peer:
             self._room.set_result(None)
         self._room = None
 
-    def on_timer(self, now: float) -> None:
+    def ring(self, now: float) -> None:
         """Loss detection, acknowledgement delay, pacing or idleness came due."""
+        self.listener.guard(self, partial(self._on_timer, now))
+
+    def _on_timer(self, now: float) -> None:
         self.quic.handle_timer(now)
         self.pump()
         self.touch()
@@ -229,10 +205,13 @@ class QuicListener:
         self._loop = asyncio.get_running_loop()
         self._by_cid: dict[bytes, Peer] = {}
         self._peers: set[Peer] = set()
+        self._opening: dict[Peer, float] = {}
+        """Since when a handshake goes on, the oldest first."""
         self._arrived: dict[Peer, None] = {}
         self._dirty: dict[Peer, None] = {}
         self._flush_scheduled = False
         self._draining = False
+        self._vigil = Vigil(self._peers, self._gone, clock=clock)
 
     def __repr__(self) -> str:
         return f"<QuicListener {len(self._peers)} connections>"
@@ -252,15 +231,17 @@ class QuicListener:
         if peer is None:
             return
         peer.dscp = ds_field >> 2
+        peer.heard = self._clock()
         self._arrived[peer] = None
-        self.guard(peer, partial(peer.quic.receive_datagram, datagram, address, self._clock()))
+        self.guard(peer, partial(peer.quic.receive_datagram, datagram, address, peer.heard))
 
     def burst_ended(self) -> None:
         """Every datagram of this wake-up is in: let events run, then flush behind the tasks they start."""
         arrived, self._arrived = self._arrived, {}
         for peer in arrived:
-            self.guard(peer, peer.pump)
-            self.schedule_flush(peer)
+            if peer in self._peers:  # else it gave up its place since
+                self.guard(peer, peer.pump)
+                self.schedule_flush(peer)
 
     def schedule_flush(self, peer: Peer) -> None:
         """Flush `peer` once, after everything that is ready to run now."""
@@ -279,8 +260,14 @@ class QuicListener:
         self._by_cid.pop(cid, None)
         peer.cids.discard(cid)
 
+    def completed(self, peer: Peer) -> None:
+        """Its handshake is over, and its address proved."""
+        self.counts["handshakes"] += 1
+        self._opening.pop(peer, None)
+
     def remove(self, peer: Peer) -> None:
         """The connection has ended."""
+        self._opening.pop(peer, None)
         for cid in peer.cids:
             self._by_cid.pop(cid, None)
         peer.cids.clear()
@@ -311,6 +298,7 @@ class QuicListener:
 
     def close(self) -> None:
         """Say goodbye on every connection, now."""
+        self._vigil.close()
         for peer in list(self._peers):
             peer.quic.close(error_code=_NO_ERROR, reason_phrase="shutting down")
             self._transmit(peer, self._clock())
@@ -326,12 +314,29 @@ class QuicListener:
         if look is not FirstLook.INITIAL or self._draining:
             self.counts["stray" if look is FirstLook.STRAY else "draining"] += 1
             return None
+        now = self._clock()
+        if not self._may_open(now):
+            self.counts["too_many_handshakes"] += 1
+            return None
         quic = Connection(self._configuration, cid, datagrams=self._datagrams)
         peer = Peer(self, quic, address, 0)
         self._peers.add(peer)
+        self._vigil.begin()
+        self._opening[peer] = now
         self.learn(cid, peer)
         self.learn(quic.host_cid, peer)
         return peer
+
+    def _may_open(self, now: float) -> bool:
+        """Whether there is a place for one more handshake. One that takes too long gives its own up, unheard."""
+        if len(self._opening) < MOST_HANDSHAKES:
+            return True
+        oldest, since = next(iter(self._opening.items()))
+        if now - since < HANDSHAKE_S:
+            return False
+        self.counts["slow_handshake"] += 1
+        self.remove(oldest)
+        return True
 
     def guard(self, peer: Peer, step: Callable[[], None]) -> None:
         """Run one connection's step. Its fault, a bug here or in aioquic, must not take the socket's others along."""
@@ -341,6 +346,11 @@ class QuicListener:
             self.counts["failed"] += 1
             _log.exception("connection_failed", peer=repr(peer))
             self._hang_up(peer)
+
+    def _gone(self, peer: Peer) -> None:
+        """Nobody answers any more: what works for this client is cancelled."""
+        self.counts["vanished"] += 1
+        self._hang_up(peer)
 
     def _flush(self) -> None:
         self._flush_scheduled = False

@@ -28,6 +28,9 @@ _PATH = re.compile(rb"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*").fu
 # What a second parser may decode into another path: controls, "/", "\" and "." in percent-encoding, dot
 # segments with or without parameters, and a fragment cannot occur because "#" is not in _PATH.
 _AMBIGUOUS_PATH = re.compile(rb"%(?:[01][0-9A-Fa-f]|7[Ff]|2[EeFf]|5[Cc])|/\.{1,2}(?:[/;?]|$)").search
+# Names of model hubs have slashes, and OpenAI's clients escape those. Such a path is answered here and goes nowhere.
+_NAMES_A_MODEL = b"/v1/models/"
+_SLASH = re.compile(rb"%2[Ff]")
 _AUTHORITY = re.compile(rb"(?:[A-Za-z0-9\-._~]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?").fullmatch
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,15}").fullmatch  # not int(): it takes "+3" and "0_3"
 
@@ -102,6 +105,8 @@ def _head(pseudo: dict[bytes, bytes], once: dict[bytes, bytes], fields: Fields) 
         raise MalformedRequest(":method is missing or not an upper-case word")
     if pseudo.get(b":scheme") not in _SCHEMES:
         raise MalformedRequest(":scheme is missing or neither https nor http")
+    if path.startswith(_NAMES_A_MODEL):
+        path = _SLASH.sub(b"/", path)
     if len(path) > MAX_PATH or not _PATH(path) or _AMBIGUOUS_PATH(path):
         raise MalformedRequest(":path is missing, too long, or has characters or escapes that servers read differently")
     if not _AUTHORITY(authority):

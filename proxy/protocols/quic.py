@@ -21,7 +21,7 @@ from typing import Any
 
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import END_STATES, Limit, QuicConnection, stream_is_client_initiated
+from aioquic.quic.connection import END_STATES, Limit, QuicConnection, QuicNetworkPath, stream_is_client_initiated
 from aioquic.quic.events import (
     ConnectionIdIssued,
     ConnectionIdRetired,
@@ -142,10 +142,7 @@ def first_look(datagram: bytes, versions: list[int]) -> tuple[bytes, FirstLook]:
         return b"", FirstLook.STRAY
     destination, version = ids[0], int.from_bytes(datagram[1:5], "big")
     if version == 0 or len(datagram) < _INITIAL_MINIMUM:
-        return (
-            destination,
-            FirstLook.STRAY,
-        )  # never answered: two servers would answer each other (RFC 9000 section 6.1)
+        return destination, FirstLook.STRAY  # or two servers would answer each other for ever (RFC 9000 section 6.1)
     if version not in versions:
         return destination, FirstLook.UNKNOWN_VERSION
     try:
@@ -351,7 +348,7 @@ class Connection(QuicConnection):
         finished = 0
         for stream in self._streams_queue:
             sender = stream.sender
-            if stream.is_finished:
+            if sender.is_finished and stream.receiver.is_finished:
                 finished += 1
             elif (
                 not sender.buffer_is_empty
@@ -366,6 +363,20 @@ class Connection(QuicConnection):
         return (
             openable < limit.value - limit.sent or finished > FEW_STREAMS or (finished > 0 and openable < FEW_STREAMS)
         )
+
+    def _write_application(self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float) -> None:
+        """aioquic looks at every stream several times a packet: those with nothing to say are kept from it meanwhile.
+        They come back behind those that wait for room and those that have just sent, so that each gets its turn."""
+        due, idle = list[QuicStream](), list[QuicStream]()
+        for stream in self._streams_queue:
+            out = stream.sender
+            said = out.buffer_is_empty and not (out.reset_pending or stream.receiver.stop_pending or out.is_finished)
+            (idle if said else due).append(stream)
+        self._streams_queue = due
+        try:
+            super()._write_application(builder, network_path, now)
+        finally:
+            self._streams_queue += idle
 
     def _alpn_handler(self, alpn_protocol: str) -> None:
         if alpn_protocol == ALPN_NATIVE and self._datagrams:

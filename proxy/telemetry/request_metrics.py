@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Prometheus is told of requests: how many ended how, what they carried, and how long each part of them took.
 
-Every label comes from the config or a fixed list, never from a request, so their number is bounded.
+Every label comes from the config, a fixed list or a pool's endpoints, never from a request; what is kept is bounded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from proxy.arrival import Answered
 from proxy.telemetry.families import Family, Histogram, Seconds
 from qos.timeline import Parts
 
-__all__ = ["RequestMetrics"]
+__all__ = ["MOST_SERIES", "RequestMetrics"]
+
+MOST_SERIES = 4096
+"""Request counts that are kept without asking whether their endpoint is still there: addresses of a name that is
+looked up come and go for as long as this process runs."""
 
 _OF_CLASS = ("class", "pool")
 _STAGES = ("upload", "queue", "backend", "backend_queue", "compute", "download")
@@ -42,6 +46,9 @@ class RequestMetrics:
 
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, ...]] = Counter()
+        self._counted: Counter[tuple[str, ...]] = Counter()
+        """As the counts were when there were too many."""
+        self._most = MOST_SERIES
         self._of_class: defaultdict[tuple[str, str], _OfClass] = defaultdict(_OfClass)
         self._rtt: defaultdict[str, Seconds] = defaultdict(Seconds)
 
@@ -52,6 +59,8 @@ class RequestMetrics:
         """Count one request and its parts. reason: ok, or a Reason's label."""
         arrival, class_name, pool = answered.arrival, answered.traffic_class.name, answered.pool
         self._requests[arrival.listener, arrival.transport, class_name, pool, answered.endpoint, reason] += 1
+        if len(self._requests) > self._most:
+            self._let_go()
         of_class = self._of_class[class_name, pool]
         of_class.bytes_in += arrival.body.received
         of_class.bytes_out += answered.bytes_out
@@ -61,6 +70,12 @@ class RequestMetrics:
         _observe_parts(of_class, parts)
         if parts.network is not None:
             self._rtt[arrival.listener].observe(parts.network)
+
+    def _let_go(self) -> None:
+        """Forget those that have not moved since the last time: their endpoints are gone, or nobody's any more."""
+        moved = {key: count for key, count in self._requests.items() if count != self._counted.get(key)}
+        self._requests, self._counted = Counter(moved), Counter(moved)
+        self._most = max(MOST_SERIES, 2 * len(moved))
 
     def first_piece(self, answered: Answered, seconds: float) -> None:
         """The first piece of a token stream is out, so long after its request was received."""

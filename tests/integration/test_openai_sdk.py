@@ -87,6 +87,11 @@ async def test_embeddings_and_models(client):
     assert [each.id async for each in client.models.list()] == ["tiny"]
 
 
+async def test_one_model_whose_name_has_a_slash(client, server):
+    server.script.models = ("hub/tiny",)
+    assert (await client.models.retrieve("hub/tiny")).id == "hub/tiny"
+
+
 async def test_a_stream_that_breaks_off_is_an_error(client, server, gateway):
     server.script.break_after = 2
     stream = await client.chat.completions.create(model="tiny", messages=ASKED, stream=True)

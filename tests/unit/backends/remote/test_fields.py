@@ -27,18 +27,22 @@ HOP_BY_HOP = [
     b"transfer-encoding",
     b"upgrade",
 ]
-OF_THE_CLIENT = [b"host", b"content-length", b"authorization", b"cookie", b"priority", b"expect"]
+OF_THE_CLIENT = [b"host", b"content-length", b"cookie", b"priority", b"expect"]
+KEYS = [b"authorization", b"api-key", b"x-api-key"]
 OURS = [b"inferlane-class", b"inferlane-timeout", b"inferlane-anything", b"traceparent", b"x-request-id"]
 OF_THE_ORIGIN = [b"alt-svc", b"set-cookie", b"server-timing", b"x-request-id", b"inferlane-endpoint"]
+ABOUT_OUR_KEY = [b"authorization", b"www-authenticate"]
 END_TO_END = ((b"content-type", b"application/json"), (b"accept-encoding", b"gzip"), (b"x-tenant", b"a"))
 
 
-@pytest.mark.parametrize("name", [*HOP_BY_HOP, *OF_THE_CLIENT, *OURS, b"inference-header-content-length"])
+@pytest.mark.parametrize("name", [*HOP_BY_HOP, *OF_THE_CLIENT, *KEYS, *OURS, b"inference-header-content-length"])
 def test_what_a_backend_never_sees(name):
     assert to_backend(((name, b"v"), *END_TO_END)) == list(END_TO_END)
 
 
-@pytest.mark.parametrize("name", [*HOP_BY_HOP, *OF_THE_ORIGIN, b"content-length", b"inference-header-content-length"])
+@pytest.mark.parametrize(
+    "name", [*HOP_BY_HOP, *OF_THE_ORIGIN, *ABOUT_OUR_KEY, b"content-length", b"inference-header-content-length"]
+)
 def test_what_a_client_never_sees(name):
     assert to_client([(name, b"v"), *END_TO_END]) == END_TO_END
 
@@ -127,6 +131,7 @@ def test_what_an_event_stream_calls_itself(kind, events):
 @pytest.mark.parametrize(("coding", "encoded"), [(b"gzip", True), (b"identity", False), (b"Identity", False)])
 def test_a_body_that_cannot_be_looked_into(coding, encoded):
     assert is_encoded([(b"content-encoding", coding)]) is encoded
+    assert is_encoded([(b"content-encoding", b"identity"), (b"content-encoding", coding)]) is encoded
     assert not is_encoded([])
 
 

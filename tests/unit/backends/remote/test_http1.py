@@ -53,6 +53,13 @@ def test_interim_replies_are_skipped():
     assert reader.fields == [(b"content-length", b"1")]
 
 
+def test_a_length_that_an_interim_reply_has_is_not_the_reply_s():
+    reader = read(b"HTTP/1.1 103 Early Hints\r\ncontent-length: 7\r\n\r\n", OK + b"\r\nabc")
+    assert (reader.content_length, reader.until_close) == (None, True)
+    assert reader.end()
+    assert reader.take() == b"abc"
+
+
 def test_a_body_without_a_length_ends_with_the_connection():
     reader = read(OK + b"\r\nabc", b"def")
     assert (reader.until_close, reader.complete, reader.keep_alive) == (True, False, False)

@@ -48,6 +48,7 @@ async def test_what_a_server_is_asked(upstream, monkeypatch):
         (b"content-type", b"application/json"),
         (b"authorization", b"Bearer the-clients-own"),
         (b"accept-encoding", b"gzip, br"),
+        (b"content-encoding", b"gzip"),
         (b"x-stainless-lang", b"python"),
     )
     reply = await backend.infer(chat(path=f"{CHAT}?debug=1", fields=fields, traffic_class=BATCH))

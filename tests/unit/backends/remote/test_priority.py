@@ -58,6 +58,22 @@ def test_only_the_json_part_is_read():
     assert oip_json(body, 14, "vllm", 0, left_s=1) == b'{"inputs":[],"parameters":{"priority":0}}'
 
 
+@pytest.mark.parametrize(
+    "first", [b'"parameters": {"priority": 1}', b'"parameters": {"timeout": 1}', b'"parameters": {"\\u0070riority": 1}']
+)
+@pytest.mark.parametrize("second", [b'"parameters": {"y": 1}', b'"parameters": null', b'"\\u0070arameters": {}'])
+def test_parameters_that_stand_twice_hide_nothing_from_who_reads_the_first(first, second):
+    edited = oip(b'{"inputs": [], %b, %b}' % (first, second), None)
+    assert edited is not None
+    assert edited.count(b"parameters") == 1
+    assert not {"priority", "timeout"} & (json.loads(edited)["parameters"] or {}).keys()
+
+
+@pytest.mark.parametrize("body", [b'{"inputs": [{"name": "priority"}]}', b'{ "id": "\\u00e4", "parameters": {"x": 1}}'])
+def test_what_only_looks_like_it_is_not_touched(body):
+    assert oip(body, None) is None
+
+
 def test_time_that_is_up_is_still_a_time():
     assert json.loads(oip(b"{}", "triton", left_s=-1.0))["parameters"]["timeout"] == 1
 

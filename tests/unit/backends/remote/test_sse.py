@@ -112,7 +112,17 @@ async def test_letting_go_closes_what_is_behind_it():
 
 
 @pytest.mark.parametrize(
-    "end", [DONE, b"data:[DONE]\n\n", b"data: [DONE]", b"data: [DONE]\r\n\r\n", b"\n\ndata: [DONE]\n\n\n", ONE + DONE]
+    "end",
+    [
+        DONE,
+        ONE + DONE,
+        b"data:[DONE]\n\n",
+        b"data: [DONE]",
+        b"data: [DONE]\r\n\r\n",
+        b"\n\ndata: [DONE]\n\n\n",
+        b"event: done\ndata: [DONE]\nid: 7\n\n",
+        DONE + b": ping\n\n",
+    ],
 )
 def test_how_servers_say_that_it_is_done(end):
     assert said_done(end)

@@ -23,8 +23,8 @@ from structlog.testing import capture_logs
 from inferlane.wire import Header, Type, decode, encode, fragments
 from proxy.bind import bind_tcp
 from proxy.certificate import development_certificate
+from proxy.listeners.alarms import Alarms
 from proxy.listeners.door import Door, DoorPlan, alpn_of
-from proxy.listeners.quic import Alarms
 from proxy.listeners.tcp import tls_context
 from proxy.listeners.udp import bind as udp_bind
 from proxy.protocols.quic import server_configuration

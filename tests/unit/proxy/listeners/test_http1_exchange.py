@@ -100,6 +100,20 @@ async def test_a_compressed_body_is_refused(site):
     assert json.loads(body)["detail"] == "send the body without content-encoding"
 
 
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        (b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked", b"415"),
+        (b"Transfer-Encoding: gzip, chunked", b"501"),
+    ],
+)
+async def test_a_coding_that_is_not_undone_here_is_refused(site, fields, status):
+    reply = await site.raw(
+        b"POST /v2/models/m/infer HTTP/1.1\r\nHost: here\r\nConnection: close\r\n%b\r\n\r\n0\r\n\r\n" % fields
+    )
+    assert reply.split(b" ")[1] == status
+
+
 async def test_a_body_that_grows_beyond_the_limit_is_refused(site):
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(3):

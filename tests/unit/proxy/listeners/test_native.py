@@ -212,6 +212,7 @@ async def test_refused_streams_leave_the_connection_as_it_was(tmp_path: Path) ->
         await talk.run(4)
     await talk.run(40)
     session, quic = talk.session, talk.pair.server
+    assert session._refused == set()  # type: ignore[attr-defined]
     assert (session._bodies, session._heads, session._exchanges._tasks) == ({}, {}, {})  # type: ignore[attr-defined]
     assert len(quic._streams) < 80
     assert len(quic._consumed) < 200

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from proxy.listeners import quic as quic_module
+from proxy.listeners.alarms import Alarms
 from proxy.listeners.marks import Marks
-from proxy.listeners.quic import Alarms, Peer, QuicListener
+from proxy.listeners.quic import Peer, QuicListener
 from proxy.listeners.udp import Address
 from proxy.protocols.quic import QuicEvent
 from qos.marking import Mark
@@ -76,6 +78,13 @@ class Wire:
         assert address == CLIENT
         self.sent.append(datagram)
         self.marks.append(mark)
+
+    def begin(self) -> None:
+        """Another client's first datagrams, and nothing more of it."""
+        client = type(self.client)(configuration=self.client.configuration)
+        client.connect(SERVER, now=time.monotonic())
+        for datagram, _ in client.datagrams_to_send(time.monotonic()):
+            self.listener.receive(datagram, CLIENT, 0)
 
     async def run(self, rounds: int = 10) -> None:
         for _ in range(rounds):
@@ -215,3 +224,23 @@ async def test_draining_tells_sessions_and_takes_no_new_connection(wire: Wire, t
     assert len(wire.listener) == 1
     assert wire.listener.counts["draining"] == 1
     wire.listener.close()
+
+
+async def test_handshakes_that_nobody_goes_on_with_are_bounded_and_give_up_their_place(wire, monkeypatch):
+    monkeypatch.setattr(quic_module, "MOST_HANDSHAKES", 2)
+    listener = wire.listener
+    known = set(listener._by_cid)
+    for _ in range(4):
+        wire.begin()
+    assert (len(listener), listener.counts["too_many_handshakes"]) == (3, 2)
+    monkeypatch.setattr(quic_module, "HANDSHAKE_S", 0.0)
+    for _ in range(4):
+        wire.begin()
+    assert (len(listener), listener.counts["slow_handshake"]) == (3, 4)
+    listener.burst_ended()  # with datagrams of connections that are gone in it
+    assert len(listener._by_cid) == len(known) + 4
+    monkeypatch.setattr(quic_module, "HANDSHAKE_S", 10.0)
+    await wire.run()
+    assert listener.counts["handshakes"] == 1  # whoever was here before is not counted among them
+    listener.close()
+    assert not listener._by_cid

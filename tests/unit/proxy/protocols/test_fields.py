@@ -104,6 +104,9 @@ def test_a_malformed_field_section_is_refused(fields: list[tuple[bytes, bytes]])
         (b":path", b"/a/%2e%2e/b"),
         (b":path", b"/a%2fb"),
         (b":path", b"/a%5cb"),
+        (b":path", b"/v1/models/hub%5Ctiny"),
+        (b":path", b"/v1/models/..%2fcompletions"),
+        (b":path", b"/v1/models/hub%2F..%2f..%2Fcompletions"),
         (b":path", b"/./a"),
         (b":path", b"/a/.."),
         (b":path", b"/\xc3\xa9"),
@@ -113,6 +116,11 @@ def test_a_malformed_field_section_is_refused(fields: list[tuple[bytes, bytes]])
 def test_a_malformed_request_line_is_refused(name: bytes, value: bytes) -> None:
     with pytest.raises(MalformedRequest):
         clean(with_pseudo(name, value))
+
+
+@pytest.mark.parametrize("slash", [b"/", b"%2F", b"%2f"])
+def test_a_model_s_name_may_have_slashes_where_it_is_only_looked_up(slash: bytes) -> None:
+    assert clean(with_pseudo(b":path", b"/v1/models/hub%btiny" % slash)).path == b"/v1/models/hub/tiny"
 
 
 @pytest.mark.parametrize("path", [b"/v2/models/m..x/infer", b"/v2/models/a%20b", b"/v2?x=..", b"/v2/models/.hidden"])

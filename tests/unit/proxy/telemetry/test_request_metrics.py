@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.telemetry.request_metrics import RequestMetrics
+from proxy.telemetry.request_metrics import MOST_SERIES, RequestMetrics
 from qos.timeline import Timeline
 from tests.fakes.answered import answered_request
 
@@ -95,3 +95,16 @@ def test_classes_and_pools_are_apart():
     other = replace(answered_request(), pool="other")
     requests.finished(other, other.arrival.timeline.parts(), reason="ok")
     assert counts(requests)["inferlane_reply_bytes"] == {WHERE: 200, ("rank-0", "other"): 200}
+
+
+def test_endpoints_that_come_and_go_leave_no_series_for_ever():
+    requests = RequestMetrics()
+    finish(requests)
+    for number in range(4 * MOST_SERIES):
+        passing = replace(answered_request(), endpoint=f"oip:pool@10.0.0.{number}")
+        requests.finished(passing, passing.arrival.timeline.parts(), reason="ok")
+        if number % 100 == 0:
+            finish(requests)
+    found = counts(requests)["inferlane_requests"]
+    assert len(found) <= 2 * MOST_SERIES
+    assert found["main", "h3", *WHERE, "e0", "ok"] == 1 + len(range(0, 4 * MOST_SERIES, 100))  # who stays is counted on
