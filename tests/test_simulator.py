@@ -10,14 +10,16 @@ from itertools import pairwise
 import pytest
 
 from benchmarks.sim.antagonists import hot_sets
-from benchmarks.sim.cases.moving import d5
+from benchmarks.sim.cases.moving import d5, d5b
 from benchmarks.sim.cases.overload import overload
 from benchmarks.sim.cases.queueing import cobham, d9
 from benchmarks.sim.cases.sinkhole import d10
 from benchmarks.sim.cases.table import CASES
 from benchmarks.sim.cases.telemetry import d11
+from benchmarks.sim.endpoints import pool_of
 from benchmarks.sim.events import Events
 from benchmarks.sim.figures import Finding, quantile
+from benchmarks.sim.pickers import COSTS, by_cost
 from benchmarks.sim.plot import Axis, line_plot
 from benchmarks.sim.policies import Clients, PeakEwma, RoundRobin, TwoChoices
 from benchmarks.sim.servers import FailingServer, SharedServer, SlotServer
@@ -116,6 +118,20 @@ def test_a_rule_spreads_evenly_over_alike_servers(rule):
     assert min(clients.sent) > 0.8 * max(clients.sent)
 
 
+def test_a_pickers_cost_decides_among_the_cold_ones():
+    pool = pool_of((f"s{index}" for index in range(10)), slots=8, pick=by_cost(COSTS["prediction x (1 + in flight)"]))
+    for index, endpoint in enumerate(pool.endpoints):
+        endpoint.prediction.observe(0.1 if index else 0.04, 0.0)
+    taken = []
+    for _ in range(4):
+        endpoint = pool.pick(0.0)
+        assert endpoint is not None
+        endpoint.take(0.0)
+        taken.append(endpoint.name)
+    # The fast one is hot with more than the ninth of ten has; where it is not, two of it are less than one of another.
+    assert taken == ["s0", "s1", "s0", "s2"]
+
+
 def test_a_rule_that_believes_fast_failures_falls_into_the_sinkhole():
     events, rng = Events(), random.Random(SEED)
     servers = [FailingServer(events, 0.001), SlotServer(events, 4)]
@@ -139,6 +155,7 @@ def test_the_formula_is_cobhams():
     [
         pytest.param(d9, 0.2, id="D9"),
         pytest.param(d5, 0.3, id="D5"),
+        pytest.param(d5b, 0.5, id="D5b"),
         pytest.param(d10, 0.5, id="D10"),
         pytest.param(d11, 0.1, id="D11"),
         pytest.param(overload, 0.25, id="overload"),
@@ -165,7 +182,7 @@ def test_a_missed_bound_is_told():
 
 
 def test_every_case_of_the_command_is_a_function():
-    assert list(CASES) == ["d1", "d2", "d5", "d7", "d8", "d9", "d10", "d11", "d14", "overload"]
+    assert list(CASES) == ["d1", "d2", "d5", "d5b", "d7", "d8", "d9", "d10", "d11", "d14", "overload"]
 
 
 def test_a_plot_is_well_formed_and_has_every_line():

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable
 
 from backends.choosing.health import HealthRules
-from backends.choosing.picker import PICKERS
+from backends.choosing.picker import PICKERS, Picker
 from backends.endpoint import Endpoint
 from backends.messages import Api, Reply, Request
 from backends.pool import Pool
@@ -46,16 +46,18 @@ def pool_of(
     names: Iterable[str],
     *,
     slots: int | tuple[int, int] = 1,
-    pick: str = "least_latency",
+    pick: str | Picker = "least_latency",
     rules: HealthRules | None = None,
     seed: int = 0,
 ) -> Pool:
-    """Endpoints of these names. slots: of each; or (floor, ceiling) of an adaptive limit."""
+    """Endpoints of these names. slots: of each; or (floor, ceiling) of an adaptive limit; pick: as the config names it,
+    or one that it does not have."""
     endpoints = [
         Endpoint(name, _Simulated(), FixedLimit(slots) if isinstance(slots, int) else AdaptiveLimit(*slots))
         for name in names
     ]
-    return Pool("simulated", endpoints, PICKERS[pick], rules=rules, rng=random.Random(seed))
+    picker = PICKERS[pick] if isinstance(pick, str) else pick
+    return Pool("simulated", endpoints, picker, rules=rules, rng=random.Random(seed))
 
 
 def promise(  # noqa: PLR0913 a class has so many sides

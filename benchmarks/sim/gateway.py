@@ -119,7 +119,7 @@ class Gateway:
 
     def _enter(self, asked: Asked) -> None:
         now = self._events.now
-        if too_late(now, self._latest(asked, now), class_in_flight=self._in_flight[asked.traffic_class.rank]):
+        if self._too_late(asked, self.pool.usual_s(asked.traffic_class.name, now), now):
             self._refuse(asked, Reason.TOO_LATE)
             return
         if len(self._queue):
@@ -129,11 +129,15 @@ class Gateway:
             if endpoint is not None:
                 self._send(asked, endpoint, cost_s=0.0)
                 return
+        if self._too_late(asked, self.pool.needed_s(asked.traffic_class.name, now), now):
+            self._refuse(asked, Reason.TOO_LATE)
+            return
         self._wait(asked, now)
 
     def _wait(self, asked: Asked, now: float) -> None:
         promise = asked.traffic_class
-        deadline, latest = asked.arrived + promise.deadline_s, self._latest(asked, now)
+        deadline = asked.arrived + promise.deadline_s
+        latest = latest_start(deadline, expected_s=self.pool.needed_s(promise.name, now), rtt_s=None)
         displaced = self._queue.room_for(promise.rank, 1)
         if displaced is None:
             self._refuse(asked, Reason.QUEUE_FULL)
@@ -151,10 +155,10 @@ class Gateway:
         if self._evicts:
             self._evict()
 
-    def _latest(self, asked: Asked, now: float) -> float:
+    def _too_late(self, asked: Asked, takes_s: float | None, now: float) -> bool:
         promise = asked.traffic_class
-        expected_s = self.pool.expected_s(promise.name, now)
-        return latest_start(asked.arrived + promise.deadline_s, expected_s=expected_s, rtt_s=None)
+        latest = latest_start(asked.arrived + promise.deadline_s, expected_s=takes_s, rtt_s=None)
+        return too_late(now, latest, class_in_flight=self._in_flight[promise.rank])
 
     def _evict(self) -> None:
         held = [place for place in self._places if place.asked.traffic_class.sheddable and not place.protected]
@@ -176,8 +180,7 @@ class Gateway:
             entry = self._queue.first(self._in_flight, self.pool.places(now))
             if entry is None:
                 return
-            in_flight = self._in_flight[entry.rank]
-            if too_late(now, self._latest(entry.item, now), class_in_flight=in_flight):
+            if self._too_late(entry.item, self.pool.needed_s(entry.item.traffic_class.name, now), now):
                 self._queue.withdraw(entry)
                 self._refuse(entry.item, Reason.TOO_LATE)
                 continue

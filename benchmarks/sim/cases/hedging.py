@@ -22,9 +22,9 @@ KNOTS = ((0.010, 0.02), (0.070, 1e-3), (1.8, 1e-6))
 BODY_S = 0.001
 LEAST_DELAY_S = 0.001
 # As backends/asking/attempts.py has them: of the share, how much the delay lets through, and what the budget saves up.
-PART, RESERVE = 1.0, 10
-# Beside them: with demand below the budget, and more saved up, hardly any of the slowest is left alone.
-OTHER_PART, OTHER_RESERVE = 0.9, 30
+PART, RESERVE = 0.9, 30
+# Beside them, why: with a demand as large as the budget, many of the slowest are left alone.
+OTHER_PART, OTHER_RESERVE = 1.0, 10
 
 Hedging = Callable[[float, float], float]
 """(what a read takes, now) -> what it takes with hedging."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from benchmarks.sim.cases.adapting import d14
 from benchmarks.sim.cases.hedging import d7
-from benchmarks.sim.cases.moving import d5
+from benchmarks.sim.cases.moving import d5, d5b
 from benchmarks.sim.cases.overload import overload
 from benchmarks.sim.cases.queueing import d8, d9
 from benchmarks.sim.cases.rules import d1, d2
@@ -21,6 +21,7 @@ CASES: dict[str, Callable[[int], Finding]] = {
     "d1": d1,
     "d2": d2,
     "d5": d5,
+    "d5b": d5b,
     "d7": d7,
     "d8": d8,
     "d9": d9,
