@@ -149,11 +149,14 @@ class Pool:
 
     def finished(self, endpoint: Endpoint, outcome: Outcome, class_name: str, now: float) -> None:
         """An attempt at this endpoint has ended."""
+        before = endpoint.health.state
         if endpoint.finished(outcome, now):
             if outcome.ending is Ending.ANSWERED:
                 self._observe(outcome.latency_s, class_name, now)
             elif outcome.ending is Ending.TIMED_OUT:
                 self._needed(class_name).given_up(outcome.latency_s, now)
+        if endpoint.health.state is not before:
+            self._tell(endpoint, before)
         if endpoint in self._leaving and endpoint.in_flight == 0:
             self._let_go(endpoint)
 
@@ -271,6 +274,14 @@ class Pool:
         if found is None:
             found = self._times_needed[class_name] = TimeNeeded()
         return found
+
+    def _tell(self, endpoint: Endpoint, before: HealthState) -> None:
+        """What requests found out. Probes tell theirs in lookout/probing.py; a trial that fails changes nothing."""
+        after = endpoint.health.state
+        if before is HealthState.HEALTHY:
+            _log.warning("endpoint_ejected", pool=self.name, endpoint=endpoint.name)
+        elif after is HealthState.HEALTHY:
+            _log.info("endpoint_returned", pool=self.name, endpoint=endpoint.name)
 
     def _welcome(self, now: float) -> None:
         """Those that joined begin slowly where others serve already."""

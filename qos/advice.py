@@ -41,7 +41,7 @@ def _verdict(promise: Promise) -> str:
 
 
 def _about(promise: Promise, breach: Breach) -> str:
-    usual = "" if breach.usual_s >= 0.8 * breach.median_s else f" instead of {_time(breach.usual_s)}"
+    usual = "" if not 0 < breach.usual_s < 0.8 * breach.median_s else f" instead of {_time(breach.usual_s)}"
     took = f"{_NAMES[breach.part]} took {_time(breach.median_s)}{usual}"
     if breach.part is Part.BACKEND and Part.COMPUTE not in promise.parts:
         remedy = _SILENT_BACKEND

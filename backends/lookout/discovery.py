@@ -11,7 +11,7 @@ import os
 import random
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -118,7 +118,7 @@ class PoolDiscovery:
         made: dict[Member, Endpoint] = {}
         try:
             for member in wanted:
-                endpoint = self._made.get(member) or await self._new(member, made)
+                endpoint = self._made.get(member) or await self._new(member, made, wanted)
                 if endpoint is not None:
                     made[member] = endpoint
         except BaseException:  # cancelled among others: the pool never gets those that were started, nor closes them
@@ -133,8 +133,12 @@ class PoolDiscovery:
             _log.info("endpoints_changed", pool=self.pool.name, joined=joined, left=left, endpoints=len(made))
         return len(made) == len(wanted)
 
-    async def _new(self, member: Member, made: Mapping[Member, Endpoint]) -> Endpoint | None:
-        taken = {each.name for each in (*self.pool.endpoints, *made.values())}
+    async def _new(
+        self, member: Member, made: Mapping[Member, Endpoint], wanted: Collection[Member]
+    ) -> Endpoint | None:
+        # One that leaves gives its name to the one that comes in its place, so that metrics and admins know it again.
+        staying = (each for known, each in self._made.items() if known in wanted)
+        taken = {each.name for each in (*staying, *made.values())}
         try:
             endpoint = endpoint_of(member.settings, taken, address=member.address)
             first = next(iter(made.values()), endpoint)

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from backends.choosing.health import HealthRules, HealthState
 from backends.choosing.picker import PICKERS, least_latency, round_robin
@@ -141,6 +142,15 @@ def test_one_that_drains_is_not_counted_on():
     for name in "ab":
         ask(magika, magika.find(name), Ending.FAILED, now=0.0)
     assert magika.find("b").health.state is HealthState.HEALTHY
+
+
+def test_an_ejection_and_a_return_are_told_once_each():
+    magika = pool()
+    with capture_logs() as lines:
+        out = eject(magika, "b", 0.0)
+        ask(magika, out, now=RULES.eject_s + 1.0)
+    told = [(each["event"], each["log_level"], each["endpoint"]) for each in lines]
+    assert told == [("endpoint_ejected", "warning", "b"), ("endpoint_returned", "info", "b")]
 
 
 def test_one_request_tries_an_ejected_one_and_brings_it_back_slowly():

@@ -225,6 +225,21 @@ async def test_a_file_that_is_written_while_it_is_read_is_read_again(file):
     await watched.pool.close()
 
 
+async def test_one_whose_settings_change_keeps_its_name(file):
+    """For metrics and for admins it is the same endpoint."""
+    file.write_text("http://10.0.0.2:1\n")
+    watched = watch(file=file)
+    watched._read = lambda file, pool: (OipSettings(oip="http://10.0.0.2:1", slots=len(file.read_text())),)
+    due = await watched.look(0.0)
+    (before,) = watched.pool.endpoints
+    file.write_text("http://10.0.0.2:1\n# another number of slots\n")
+    await watched.look(due)
+    (after,) = watched.pool.endpoints
+    assert after is not before
+    assert (after.name, after.slots > before.slots) == (before.name, True)
+    await watched.pool.close()
+
+
 async def test_an_empty_list_is_nobody(file):
     file.write_text("http://10.0.0.2:1\n")
     watched = watch(file=file)
