@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 MODEL  := models/magika/model.onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-kernel check lint format schema bench-h3 bench-link bench-tc bench-datagram clean
+.PHONY: help setup model demo test test-kernel check lint format schema bench-h3 bench-link bench-tc bench-datagram bench-streaming bench-hung bench-concurrency bench-overload bench-sim clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,21 @@ bench-link: $(STAMP)  ## what a full link adds to the first class, with one FIFO
 
 bench-tc: $(STAMP)  ## what planning and applying traffic control costs (root)
 	$(BIN)/python -m benchmarks.traffic_control
+
+bench-streaming: $(STAMP)  ## what the gateway adds to a token stream, over HTTP/3 and HTTP/1.1
+	$(BIN)/python -m benchmarks.streaming
+
+bench-hung: $(STAMP)  ## one of three backends hangs: who waits, here and at Envoy
+	$(BIN)/python -m benchmarks.hung
+
+bench-concurrency: $(STAMP)  ## requests/s with 1, 64, 512 and 1,000 clients (needs Debian's nginx)
+	$(BIN)/python -m benchmarks.concurrency
+
+bench-overload: $(STAMP)  ## 1.5 times the capacity: whose request is late, here, at Envoy and at Debian's HAProxy
+	$(BIN)/python -m benchmarks.overload
+
+bench-sim: $(STAMP)  ## the published cases of scheduling, in a simulator around our own decisions
+	$(BIN)/python -m benchmarks.sim all
 
 bench-datagram: $(STAMP)  ## what the gateway adds to one inference datagram
 	$(BIN)/python -m benchmarks.datagram

@@ -58,7 +58,8 @@ def upstream(scratch: Path) -> Iterator[None]:
     if nginx is None:
         raise ServerError("nginx is not installed: apt-get install nginx-light")
     config = scratch / "nginx.conf"
-    config.write_text(Template((HERE / "nginx.conf").read_text()).substitute(answer="x" * ANSWER_BYTES))
+    answer = "{" + " " * (ANSWER_BYTES - 2) + "}"
+    config.write_text(Template((HERE / "nginx.conf").read_text()).substitute(answer=answer))
     command = [nginx, "-p", str(scratch), "-e", "nginx.err", "-c", str(config)]
     with server(command, ready_url="http://127.0.0.1:5030/", log=scratch / "nginx.log"):
         yield

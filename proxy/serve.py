@@ -32,7 +32,7 @@ from proxy.listeners.door import Door, DoorPlan
 from proxy.listeners.http1 import Http1Door, Http1Plan
 from proxy.listeners.marks import Marks
 from proxy.listeners.tcp import more_descriptors
-from proxy.server import DRAIN_S
+from proxy.server import DRAIN_S, settle
 from proxy.telemetry import logs
 from proxy.telemetry.finished import Telemetry
 from proxy.telemetry.metrics import Metrics
@@ -226,6 +226,7 @@ async def run(
     stop = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    settle()
     names = [pool.name for pool in pools]
     _log.info("serving", models=names, http=server.http, udp=server.udp, socket=socket and str(socket))
     try:

@@ -29,7 +29,7 @@ __all__ = ["REPEATABLE", "AttemptCounts", "Attempts", "Learning", "Places"]
 REPEATABLE = 256 * 1024
 """Bytes of body that are kept until the answer is here; a longer one is sent once."""
 _LEAST_HEDGE_DELAY_S = 1e-3
-# A little less is hedged than the budget allows, and more saved up: were both equal, it would often be empty for exactly
+# A little less is hedged than the budget allows, and more saved up: were both equal, it would often be empty for just
 # the slowest (p99.9 of case D7 in benchmarks/sim: 399 ms so, 72 ms with these).
 _HEDGED_PART = 0.9
 _HEDGE_RESERVE = 30

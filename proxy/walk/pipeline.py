@@ -7,7 +7,6 @@ Whatever goes wrong on the way is a Refused; it is answered here, once, through 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -254,7 +253,7 @@ def _check_api(pool: Pool, operation: Operation) -> None:
 
 def _spent(arrival: Arrival, answered: Answered) -> str:
     """Where the time of a request that missed its deadline went."""
-    budget_ms = math.floor((answered.deadline - arrival.timeline.received) * 1e3)
+    budget_ms = round((answered.deadline - arrival.timeline.received) * 1e3)
     if arrival.timeline.first_byte is not None:
         where = "while the reply was sent"
     elif not arrival.body.ended:

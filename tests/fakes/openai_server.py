@@ -118,7 +118,8 @@ class OpenAiServer:
                 listening = asyncio.ensure_future(reader.read(1))
                 try:
                     await asyncio.wait({answering, listening}, return_when=asyncio.FIRST_COMPLETED)
-                    if not answering.done() and listening.done() and not listening.result():
+                    left = listening.done() and (listening.exception() is not None or not listening.result())
+                    if not answering.done() and left:  # by a reset or by a goodbye
                         seen.gone.set()
                         return
                     if not await answering:
