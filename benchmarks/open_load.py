@@ -56,6 +56,8 @@ class Seen:
     sent: int = 0
     latencies: list[float] = field(default_factory=list)
     """Seconds, of answers with 200."""
+    under_load: int = 0
+    """Those in time that came before the last request was sent: what is drained afterwards says nothing of the load."""
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def report(self, deadline_s: float) -> dict[str, object]:
@@ -66,6 +68,7 @@ class Seen:
             "sent": self.sent,
             "answered": len(ordered),
             "in_time": in_time,
+            "in_time_under_load": self.under_load,
             "p50_ms": quantile(ordered, 0.5) * 1e3 if ordered else None,
             "p99_ms": quantile(ordered, 0.99) * 1e3 if ordered else None,
             "outcomes": dict(self.outcomes),
@@ -192,13 +195,13 @@ async def run(load: Load) -> dict[str, object]:
         async with asyncio.TaskGroup() as asking:
             for at, name in sorted(arrivals):
                 await asyncio.sleep(max(0.0, start + at - monotonic()))
-                asking.create_task(_one(ask, name, seen[name], deadlines[name]))
+                asking.create_task(_one(ask, name, seen[name], deadlines[name], start + load.seconds))
         elapsed = monotonic() - start
     report = {name: each.report(deadlines[name]) for name, each in seen.items()}
     return {"load": asdict(load), "elapsed_s": elapsed, **report}
 
 
-async def _one(ask: Ask, name: str, seen: Seen, deadline_s: float) -> None:
+async def _one(ask: Ask, name: str, seen: Seen, deadline_s: float, load_ends: float) -> None:
     seen.sent += 1
     began = monotonic()
     try:
@@ -210,7 +213,9 @@ async def _one(ask: Ask, name: str, seen: Seen, deadline_s: float) -> None:
         status = type(error).__name__
     seen.outcomes[status] += 1
     if status == "200":
-        seen.latencies.append(monotonic() - began)
+        now = monotonic()
+        seen.latencies.append(now - began)
+        seen.under_load += now <= load_ends and now - began <= deadline_s
 
 
 def _poisson(rng: random.Random, rate: float, seconds: float) -> list[float]:

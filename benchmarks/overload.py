@@ -141,9 +141,9 @@ def measure(peer: Peer, seconds: float, seed: int) -> dict[str, Any]:
         "loaded": loaded,
         "p99_ratio": realtime["p99_ms"] / alone["realtime"]["p99_ms"],
         "in_time": realtime["in_time"] / realtime["sent"],
-        # What was answered in time while load came in and while the rest drained, against what could have been.
-        "goodput": (realtime["in_time"] + batch["in_time"]) / (CAPACITY * loaded["elapsed_s"]),
-        "batch_per_s": batch["in_time"] / loaded["elapsed_s"],
+        # What was answered in time while load came in, against what could have been.
+        "goodput": (realtime["in_time_under_load"] + batch["in_time_under_load"]) / (CAPACITY * seconds),
+        "batch_per_s": batch["in_time_under_load"] / seconds,
         "cpu_us": used / sent * 1e6,
     }
 

@@ -52,20 +52,20 @@ class OipBackend:
         address: str | None = None,
     ) -> None:
         self._url = url
-        self._server = HttpServer(parse_origin(url, address), slots=slots, ca=ca, key=key)
+        self.server = HttpServer(parse_origin(url, address), slots=slots, ca=ca, key=key)
         self._priority: PriorityField | None = priority
         self._prefix = lru_cache(maxsize=PREFIXES)(self._render_prefix)
 
     def __repr__(self) -> str:
-        return f"<OipBackend {self._url} {self._server!r}>"
+        return f"<OipBackend {self._url} {self.server!r}>"
 
     async def start(self) -> None:
         """Read certificates and key. Nothing is connected before the first request."""
-        await self._server.start()
+        await self.server.start()
 
     async def close(self) -> None:
         """Close its connections; what is in flight fails."""
-        await self._server.close()
+        await self.server.close()
 
     async def infer(self, request: Request) -> Reply:
         """Send the request and bring the reply: small ones whole, others as they come."""
@@ -85,11 +85,11 @@ class OipBackend:
 
     async def metadata(self, model: str, version: str, *, deadline: float) -> Reply:
         """The model's metadata, as the server tells it."""
-        return _checked(await self._server.get(model_path("", model, version), deadline=deadline))
+        return _checked(await self.server.get(model_path("", model, version), deadline=deadline))
 
     async def probe(self, *, deadline: float) -> None:
         """Ask /v2/health/ready. Raises Refused where the answer is not 2xx by then."""
-        well(await self._server.get("/v2/health/ready", deadline=deadline))
+        well(await self.server.get("/v2/health/ready", deadline=deadline))
 
     async def _ask_whole(self, request: Request) -> Answer:
         payload, json_length = await request.body.read_all(), request.json_length
@@ -101,7 +101,7 @@ class OipBackend:
         def render() -> bytes:
             return self._head(request, len(payload), json_length) + payload
 
-        return await self._server.post(request.traffic_class, render, deadline=request.deadline)
+        return await self.server.post(request.traffic_class, render, deadline=request.deadline)
 
     async def _ask_as_it_arrives(self, request: Request) -> Answer:
         body, json_length = request.body, request.json_length
@@ -119,7 +119,7 @@ class OipBackend:
                 length = None if length is None else length + len(edited) - end
                 json_length = None if json_length is None else len(edited)
         upload = _Upload(begin, body)
-        return await self._server.post_as_it_arrives(
+        return await self.server.post_as_it_arrives(
             request, lambda: self._head(request, length, json_length), upload, length
         )
 
@@ -138,8 +138,8 @@ class OipBackend:
         return oip_json(body, length, self._priority, request.traffic_class.rank, left_s=left_s)
 
     def _render_prefix(self, model: str, version: str, class_name: str) -> bytes:
-        path = model_path(self._server.origin.base, model, version)
-        return self._server.prefix(f"{path}/infer", class_name)
+        path = model_path(self.server.origin.base, model, version)
+        return self.server.prefix(f"{path}/infer", class_name)
 
     def _head(self, request: Request, length: int | None, json_length: int | None) -> bytes:
         prefix = self._prefix(request.model, request.version, request.traffic_class.name)

@@ -58,20 +58,20 @@ class OpenAiBackend:
         address: str | None = None,
     ) -> None:
         self._url = url
-        self._server = HttpServer(parse_origin(url, address), slots=slots, ca=ca, key=key)
+        self.server = HttpServer(parse_origin(url, address), slots=slots, ca=ca, key=key)
         self._priority: PriorityField | None = priority
         self._prefix = lru_cache(maxsize=256)(self._render_prefix)
 
     def __repr__(self) -> str:
-        return f"<OpenAiBackend {self._url} {self._server!r}>"
+        return f"<OpenAiBackend {self._url} {self.server!r}>"
 
     async def start(self) -> None:
         """Read certificates and key. Nothing is connected before the first request."""
-        await self._server.start()
+        await self.server.start()
 
     async def close(self) -> None:
         """Close its connections; what is in flight fails."""
-        await self._server.close()
+        await self.server.close()
 
     async def infer(self, request: Request) -> Reply:
         """Send the request and bring the reply; of a token stream, once its first piece is here."""
@@ -87,7 +87,7 @@ class OpenAiBackend:
         def render() -> bytes:
             return head(prefix, request, length=len(payload), json_length=None, dropped=_NOT_PASSED) + payload
 
-        answer = await self._server.post(traffic_class, render, deadline=request.deadline, events=True)
+        answer = await self.server.post(traffic_class, render, deadline=request.deadline, events=True)
         request.timeline.first_byte = answer.first_byte
         try:
             return _reply(answer, traffic_class.stream, says_done=path in _COMPLETIONS)
@@ -101,7 +101,7 @@ class OpenAiBackend:
 
     async def models(self, *, deadline: float) -> list[dict[str, Any]]:
         """The models that the server lists, as it tells them. Raises Refused."""
-        answer = await self._server.get("/v1/models", deadline=deadline)
+        answer = await self.server.get("/v1/models", deadline=deadline)
         well(answer)
         assert isinstance(answer.body, bytes)  # `get` brings it whole
         try:
@@ -114,13 +114,13 @@ class OpenAiBackend:
 
     async def probe(self, *, deadline: float) -> None:
         """Ask /health and, where there is none, for the models. Raises Refused where the answer is not 2xx by then."""
-        answer = await self._server.get("/health", deadline=deadline)
+        answer = await self.server.get("/health", deadline=deadline)
         if answer.status == 404:
-            answer = await self._server.get("/v1/models", deadline=deadline)
+            answer = await self.server.get("/v1/models", deadline=deadline)
         well(answer)
 
     def _render_prefix(self, path: str, class_name: str) -> bytes:
-        return self._server.prefix(f"{self._server.origin.base}{path}", class_name, _PLAIN)
+        return self.server.prefix(f"{self.server.origin.base}{path}", class_name, _PLAIN)
 
 
 def _reply(answer: Answer, promise: StreamPromise, *, says_done: bool) -> Reply:
