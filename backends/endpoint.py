@@ -114,13 +114,6 @@ class Endpoint:
         """Whether it failed lately, and that weighs more than what its answers take."""
         return self.prediction.penalised(now)
 
-    def more_room_at(self, now: float) -> float | None:
-        """Monotonic seconds at which slow start gives it its next place; None: it has all."""
-        slots, returned, room = self.slots, self.health.returned_at, self.room(now)
-        if returned is None or room >= slots:
-            return None
-        return returned + SLOW_START_S * room / slots
-
     def age(self, now: float) -> float:
         """How long the oldest attempt is out without its first byte, seconds; 0.0: none is."""
         return max(0.0, now - self._waited_for[0][0]) if self._waited_for else 0.0

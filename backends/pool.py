@@ -160,17 +160,6 @@ class Pool:
         if endpoint in self._leaving and endpoint.in_flight == 0:
             self._let_go(endpoint)
 
-    def next_change(self, now: float) -> float | None:
-        """Monotonic seconds at which there may be a place though no request has ended; None: only an end makes one."""
-        instants = [
-            instant
-            for each in self.endpoints
-            if each.usable
-            for instant in (each.health.tried_again_at, each.more_room_at(now), each.prediction.held_until)
-            if instant is not None and instant > now
-        ]
-        return min(instants, default=None)
-
     def may_eject(self) -> bool:
         """Whether failed requests may take out one more; at least one that could answer stays."""
         present = [each for each in self.endpoints if not each.draining]

@@ -235,8 +235,6 @@ def test_after_its_return_its_places_grow(endpoint):
     endpoint.health.joined(100.0)
     rooms = [endpoint.room(100.0 + seconds) for seconds in (0.0, 2.4, 2.6, 5.1, 9.9, SLOW_START_S, 1e6)]
     assert rooms == [1, 1, 2, 3, 4, 4, 4]
-    assert endpoint.more_room_at(100.0) == 102.5
-    assert endpoint.more_room_at(100.0 + SLOW_START_S) is None
     endpoint.take(100.0)
     assert not endpoint.free(100.0)
     assert endpoint.slots == 4
@@ -244,7 +242,6 @@ def test_after_its_return_its_places_grow(endpoint):
 
 def test_one_that_was_never_away_has_all_its_places(endpoint):
     assert endpoint.room(0.0) == 4
-    assert endpoint.more_room_at(0.0) is None
 
 
 steps = st.lists(

@@ -92,7 +92,6 @@ def test_an_empty_pool_is_not_ready_and_has_nobody():
     assert not nobody.ready
     assert nobody.pick(0.0) is None
     assert nobody.places(0.0) == 1
-    assert nobody.next_change(0.0) is None
     assert nobody.api is Api.OIP
     nobody.api_to_come = Api.OPENAI
     assert nobody.api is Api.OPENAI
@@ -156,7 +155,6 @@ def test_an_ejection_and_a_return_are_told_once_each():
 def test_one_request_tries_an_ejected_one_and_brings_it_back_slowly():
     magika = pool("abc", slots=10)
     sick = eject(magika, "a", now=0.0)
-    assert magika.next_change(1.0) == 5.0
     assert picked(magika, 1.0, 2) == ["b", "c"]
     assert magika.pick(5.0, avoid=frozenset("a")).name == "b"  # not by a request that it failed before
     trial = magika.pick(5.0)
@@ -166,7 +164,6 @@ def test_one_request_tries_an_ejected_one_and_brings_it_back_slowly():
     end(magika, trial, now=5.1)
     assert trial.health.state is HealthState.HEALTHY
     assert trial.room(5.2) == 1
-    assert magika.next_change(5.2) == pytest.approx(6.1)
     assert trial.room(5.1 + SLOW_START_S) == 10
 
 
@@ -183,7 +180,6 @@ def test_who_asked_for_a_pause_is_left_alone_while_there_are_others():
     busy = magika.find("a")
     busy.take(0.0)
     magika.finished(busy, Outcome(ending=Ending.FAILED, latency_s=0.0, held_s=0.0, retry_after_s=30.0), "batch", 0.0)
-    assert magika.next_change(0.0) == 30.0
     other = magika.pick(0.0)
     assert other.name == "b"
     other.take(0.0)
