@@ -8,7 +8,6 @@ at once. The last load is 1,000 clients with a connection each.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,8 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.h3 import Point, load
-from benchmarks.h3_load import ANSWER_BYTES
+from benchmarks.h3 import Point, load, upstream
 from benchmarks.processes import ServerError, server
 from benchmarks.report import console, median, spread, write_report
 
@@ -32,20 +30,6 @@ BASE, BUSY = POINTS[1], POINTS[2]
 """Requests a second of the second are compared with those of the first."""
 _PART = {POINTS[0]: 0.2, POINTS[4]: 0.4}
 """Of the requests, where they take longer: a client that is alone, and a thousand connections."""
-
-
-@contextmanager
-def backend(scratch: Path) -> Iterator[None]:
-    """Debian's nginx on 127.0.0.1:5030 with a JSON object for everybody."""
-    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if nginx is None:
-        raise ServerError("nginx is not installed: apt-get install nginx-light")
-    config = scratch / "nginx.conf"
-    answer = f"{{{' ' * (ANSWER_BYTES - 2)}}}"
-    config.write_text(Template((HERE / "nginx.conf").read_text()).substitute(answer=answer))
-    command = [nginx, "-p", str(scratch), "-e", "nginx.err", "-c", str(config)]
-    with server(command, ready_url="http://127.0.0.1:5030/", log=scratch / "nginx.log"):
-        yield
 
 
 @contextmanager
@@ -61,7 +45,7 @@ def gateway(scratch: Path) -> Iterator[int]:
 def measure(scratch: Path, rounds: int, requests: int, screen: Console) -> list[dict[str, Any]]:
     """Every point once a round, so that a slow minute of the machine falls on all of them."""
     runs: dict[Point, list[dict[str, Any]]] = {point: [] for point in POINTS}
-    with backend(scratch), gateway(scratch) as pid:
+    with upstream(scratch), gateway(scratch) as pid:
         for turn in range(rounds):
             for point in POINTS if turn % 2 == 0 else reversed(POINTS):
                 screen.log(f"round {turn + 1} of {rounds}: {_name(point)}")

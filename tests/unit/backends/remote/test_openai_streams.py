@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from time import monotonic
 
 import pytest
@@ -16,27 +15,10 @@ from backends.remote.sse import KEEPALIVE
 from inferlane.errors import Reason, Refused
 from qos.traffic_class import StreamPromise, TrafficClass
 from tests.fakes.asking import SOON, asking, request_of
-from tests.fakes.openai_server import OpenAiServer
 
 STREAM = b'{"model": "tiny", "stream": true}'
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 DONE = b"data: [DONE]\n\n"
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OpenAiServer]:
-    server = OpenAiServer()
-    await server.start()
-    yield server
-    await server.close()
-
-
-@pytest.fixture
-async def openai(upstream) -> AsyncIterator[OpenAiBackend]:
-    backend = OpenAiBackend(upstream.url, slots=4)
-    await backend.start()
-    yield backend
-    await backend.close()
 
 
 def streaming(promise: StreamPromise | None = None, **more):
