@@ -22,7 +22,8 @@ from tests.fakes.raw_quic import RawClient, http3, section
 from tests.fakes.scripted_oip import GOOD, Asked, ScriptedOip, after, never, saying
 
 PATH = "/v2/models/m/infer"
-BRIEF = CLASSES + "  - {name: brief, dscp: CS1, deadline: 500ms}\n"
+# Ten times what a request of the warm-up took on the busiest machine seen: too_late must have nothing to refuse.
+BRIEF = CLASSES + "  - {name: brief, dscp: CS1, deadline: 3s}\n"
 HEDGED = CLASSES.replace("EF, deadline: 60s", "EF, deadline: 60s, hedge: 10%")
 RESERVE = 10  # retries that may be made at once (qos/budget.py)
 HEDGE_RESERVE = 30
@@ -146,7 +147,7 @@ async def test_one_hung_backend_of_three_is_told_of_by_the_gateway_within_the_de
         hung.answer = never
         began = loop.time()
         found = await asyncio.gather(*(each.ask(cls="brief") for each in members))
-        assert loop.time() - began < 10
+        assert loop.time() - began < 20
         late = [each for each in found if each.header.status != 200]
         assert {each.header.status for each in late} <= {504}
         assert len(late) <= 8  # what the hung one had places for, and one that tried it again
