@@ -80,7 +80,7 @@ def run(conf: Conf, state_dir: StateDir = None) -> None:
     from backends.errors import BackendError
     from proxy import server
     from proxy.certificate import CertificateError
-    from proxy.protocols.quic import TlsError
+    from proxy.engine.configuration import TlsError
 
     with expecting(BackendError, CertificateError, TlsError, OSError, code=MISUSED):
         uvloop.run(server.run(config, conf=conf, state_dir=state_folder(state_dir)))

@@ -18,12 +18,12 @@ from proxy import keeper, privileges
 from proxy.certificate import development_certificate
 from proxy.config.loading import Config
 from proxy.config.settings import ListenerSettings, TlsFiles
+from proxy.engine.configuration import server_configuration
 from proxy.listeners.alarms import Alarms
 from proxy.listeners.door import Door, DoorPlan, alpn_of
 from proxy.listeners.marks import Marks
 from proxy.listeners.tcp import more_descriptors, tls_context
 from proxy.lookout import Lookout
-from proxy.protocols.quic import server_configuration
 from proxy.reload import Merged, reload
 from proxy.telemetry import logs
 from proxy.telemetry.admin import AdminServer

@@ -18,6 +18,7 @@ from typing import cast
 from inferlane.wire import MAGIC
 from proxy.arrival import Walk
 from proxy.bind import bind_tcp
+from proxy.engine.configuration import ALPN_H3, ALPN_NATIVE, QuicConfiguration
 from proxy.listeners.alarms import Alarms
 from proxy.listeners.datagrams import DatagramExchanges
 from proxy.listeners.http1 import Http1Door, Http1Plan
@@ -27,7 +28,6 @@ from proxy.listeners.native import NativeSession
 from proxy.listeners.quic import Peer, QuicListener, Session
 from proxy.listeners.udp import Address, UdpSocket, bind
 from proxy.protocols.cookies import CookieJar
-from proxy.protocols.quic import ALPN_H3, ALPN_NATIVE, QuicConfiguration
 from qos.marking import Mark, usual_priority
 
 __all__ = ["Door", "DoorPlan", "alpn_of"]

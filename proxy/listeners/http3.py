@@ -12,6 +12,7 @@ from backends.body import Body
 from backends.messages import Reply
 from inferlane.errors import Reason, Refused
 from proxy.arrival import Answered, Arrival, Walk
+from proxy.engine.connection import QuicEvent, StopSendingReceived, StreamReset
 from proxy.listeners.exchanges import Exchanges
 from proxy.listeners.marks import slices
 from proxy.listeners.quic import WRITE_AHEAD, Peer
@@ -19,7 +20,6 @@ from proxy.protocols.answers import HeadFields, error_event, refusal_answer, rep
 from proxy.protocols.fields import RequestHead
 from proxy.protocols.h3 import BadHead, DataReceived, ErrorCode, HeadReceived, Http3
 from proxy.protocols.http_arrival import Origin, arrival
-from proxy.protocols.quic import QuicEvent, StopSendingReceived, StreamReset
 from qos.timeline import Timeline
 
 __all__ = ["LAST_WORDS_S", "Http3Session"]

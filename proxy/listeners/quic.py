@@ -15,23 +15,21 @@ from typing import Protocol
 
 import structlog
 
-from proxy.listeners.alarms import Alarms
-from proxy.listeners.marks import Marks
-from proxy.listeners.udp import Address
-from proxy.listeners.vigil import Vigil
-from proxy.protocols.quic import (
+from proxy.engine.configuration import QuicConfiguration
+from proxy.engine.connection import (
     Connection,
     ConnectionIdIssued,
     ConnectionIdRetired,
     ConnectionTerminated,
-    FirstLook,
     HandshakeCompleted,
     ProtocolNegotiated,
-    QuicConfiguration,
     QuicEvent,
-    first_look,
-    version_negotiation,
 )
+from proxy.engine.first_look import FirstLook, first_look, version_negotiation
+from proxy.listeners.alarms import Alarms
+from proxy.listeners.marks import Marks
+from proxy.listeners.udp import Address
+from proxy.listeners.vigil import Vigil
 from qos.connection_mark import ConnectionMark
 from qos.marking import Mark
 from qos.traffic_class import TrafficClass

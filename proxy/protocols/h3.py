@@ -28,8 +28,8 @@ from aioquic.h3.connection import (
 from aioquic.h3.events import DataReceived, H3Event, HeadersReceived
 from aioquic.quic.events import QuicEvent, StreamDataReceived
 
+from proxy.engine.connection import Connection
 from proxy.protocols.fields import MAX_FIELD_SECTION, FieldsTooLarge, MalformedRequest, RequestHead, clean
-from proxy.protocols.quic import Connection
 
 __all__ = ["BadHead", "DataReceived", "ErrorCode", "HeadReceived", "Http3"]
 

@@ -13,7 +13,8 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import ProtocolNegotiated, QuicEvent
 
 from proxy.certificate import development_certificate
-from proxy.protocols.quic import Connection, server_configuration
+from proxy.engine.configuration import server_configuration
+from proxy.engine.connection import Connection
 
 CLIENT = ("192.0.2.1", 40000)
 SERVER = ("192.0.2.2", 4433)

@@ -23,11 +23,11 @@ from structlog.testing import capture_logs
 from inferlane.wire import Header, Type, decode, encode, fragments
 from proxy.bind import bind_tcp
 from proxy.certificate import development_certificate
+from proxy.engine.configuration import server_configuration
 from proxy.listeners.alarms import Alarms
 from proxy.listeners.door import Door, DoorPlan, alpn_of
 from proxy.listeners.tcp import tls_context
 from proxy.listeners.udp import bind as udp_bind
-from proxy.protocols.quic import server_configuration
 from qos.marking import received_ds_field
 from tests.fakes.walk import MARKS, FakeWalk, echo, never
 

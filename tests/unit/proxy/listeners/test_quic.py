@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from proxy.engine.connection import QuicEvent
 from proxy.listeners import quic as quic_module
 from proxy.listeners.alarms import Alarms
 from proxy.listeners.marks import Marks
 from proxy.listeners.quic import Peer, QuicListener
 from proxy.listeners.udp import Address
-from proxy.protocols.quic import QuicEvent
 from qos.marking import Mark
 from qos.traffic_class import ClassTable, TrafficClass
 from tests.fakes.quic import CLIENT, SERVER, Pair

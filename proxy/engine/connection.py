@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one door to aioquic's transport: a server connection with what 1.7.2 lacks, as overrides of its privates.
 
-Every private name of aioquic 1.7.2 that we touch is in this file and in proxy/protocols/h3.py, and
-tests/unit/proxy/protocols/test_quic.py holds them to their contract, so a new release fails there first.
+Every private name of aioquic 1.7.2 that we touch is in this room and in proxy/protocols/h3.py, and
+tests/unit/proxy/engine holds them to their contract, so a new release fails there first.
 
 What is added, with what it was measured against (raw aioquic 1.7.2):
 - a stream's receive window follows consumption. Raw: windows double when data is *offered*, and six packets of
@@ -13,14 +13,9 @@ What is added, with what it was measured against (raw aioquic 1.7.2):
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import replace
-from enum import Enum
-from pathlib import Path
 from typing import Any
 
-from aioquic._buffer import Buffer
-from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import END_STATES, Limit, QuicConnection, QuicNetworkPath, stream_is_client_initiated
 from aioquic.quic.events import (
     ConnectionIdIssued,
@@ -36,48 +31,28 @@ from aioquic.quic.events import (
 )
 from aioquic.quic.packet import (
     QuicFrameType,
-    QuicPacketType,
-    encode_quic_version_negotiation,
-    pull_quic_header,
 )
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch, ExtensionType
 
+from proxy.engine.configuration import ALPN_NATIVE, STREAM_WINDOW, QuicConfiguration
+
 __all__ = [
-    "ALPN_H3",
-    "ALPN_NATIVE",
-    "CID_LENGTH",
     "Connection",
     "ConnectionIdIssued",
     "ConnectionIdRetired",
     "ConnectionTerminated",
     "DatagramFrameReceived",
-    "FirstLook",
     "HandshakeCompleted",
     "ProtocolNegotiated",
-    "QuicConfiguration",
     "QuicEvent",
     "StopSendingReceived",
     "StreamDataReceived",
     "StreamReset",
-    "TlsError",
-    "first_look",
-    "server_configuration",
-    "version_negotiation",
 ]
 
-ALPN_H3 = "h3"
-ALPN_NATIVE = "inferlane/1"
-CID_LENGTH = 8
-MAX_PACKET = 1200
-"""Every path carries it (RFC 9000 section 14), and a GSO train needs equal packets later."""
-STREAM_WINDOW = 256 * 1024
-"""Unread bytes of one stream, and with 128 streams 32 MiB of one connection (nginx: 64 KiB a stream)."""
-CONNECTION_WINDOW = 4 << 20
-"""On its way to us at any time. What has come counts against its stream alone: were it counted here until it is read,
-requests that wait for a place would keep out the bytes that those with a place wait for."""
 MAX_DATAGRAM_QUEUE = 256
 ACK_DELAY_S = 0.005
 """Longest wait of an acknowledgement for a reply to ride on; we advertise 25 ms (RFC 9000 section 18.2)."""
@@ -86,91 +61,10 @@ PACKETS_BEFORE_ACK = 2
 down without acknowledgements (RFC 9000 section 13.2.2)."""
 FEW_STREAMS = 64
 """Half of the 128 that aioquic lets a client have open."""
-IDLE_TIMEOUT_S = 60.0
 # Short header without the client's id, 4-byte packet number, frame type and 2-byte length, 16-byte AEAD tag.
 _DATAGRAM_OVERHEAD = 1 + 4 + 3 + 16
 _MAX_STREAM_DATA_CAPACITY = 1 + 8 + 8
-_INITIAL_MINIMUM = 1200  # RFC 9000 section 14.1
 _UNANSWERED_PROBES = 3  # as many make congestion persistent: RFC 9002 section 7.6.1
-_LONG_HEADER, _FIXED_BIT = 0x80, 0x40
-
-
-class TlsError(Exception):
-    """A certificate or key that cannot be served: one line that names the file and the remedy."""
-
-
-def server_configuration(certificate: Path, key: Path, alpn: list[str]) -> QuicConfiguration:
-    """Load a certificate chain and its key. Raises TlsError for a missing, unreadable or unmatched pair."""
-    for path in (certificate, key):
-        if not path.is_file():
-            raise TlsError(f"{path}: no such file; give a PEM file, or `tls: development` for loopback")
-    try:
-        # OpenSSL compares certificate and key, which aioquic does not.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
-        configuration = QuicConfiguration(
-            is_client=False,
-            alpn_protocols=alpn,
-            connection_id_length=CID_LENGTH,
-            idle_timeout=IDLE_TIMEOUT_S,
-            max_data=CONNECTION_WINDOW,
-            max_stream_data=STREAM_WINDOW,
-            max_datagram_size=MAX_PACKET,
-        )
-        configuration.load_cert_chain(certificate, key)
-    except ssl.SSLError as error:
-        reason = "the key does not belong to the certificate" if "MISMATCH" in str(error) else f"not PEM ({error})"
-        raise TlsError(f"{certificate}, {key}: {reason}; make a pair with `inferlane cert`") from None
-    except (ValueError, OSError) as error:
-        raise TlsError(f"{certificate}, {key}: cannot be loaded: {error}") from None
-    return configuration
-
-
-class FirstLook(Enum):
-    """What a datagram that belongs to no connection is."""
-
-    INITIAL = "initial"
-    UNKNOWN_VERSION = "unknown_version"
-    STRAY = "stray"
-
-
-def first_look(datagram: bytes, versions: list[int]) -> tuple[bytes, FirstLook]:
-    """The destination connection id, and what the datagram is if no connection has that id. Never raises."""
-    if len(datagram) > CID_LENGTH and not datagram[0] & _LONG_HEADER:
-        return datagram[1 : 1 + CID_LENGTH], FirstLook.STRAY
-    ids = _connection_ids(datagram)
-    if ids is None:
-        return b"", FirstLook.STRAY
-    destination, version = ids[0], int.from_bytes(datagram[1:5], "big")
-    if version == 0 or len(datagram) < _INITIAL_MINIMUM:
-        return destination, FirstLook.STRAY  # or two servers would answer each other for ever (RFC 9000 section 6.1)
-    if version not in versions:
-        return destination, FirstLook.UNKNOWN_VERSION
-    try:
-        header = pull_quic_header(Buffer(data=datagram), host_cid_length=CID_LENGTH)
-    except ValueError:
-        return destination, FirstLook.STRAY
-    initial = header.packet_type == QuicPacketType.INITIAL and len(destination) >= 8
-    return destination, FirstLook.INITIAL if initial else FirstLook.STRAY
-
-
-def version_negotiation(datagram: bytes, versions: list[int]) -> bytes:
-    """The answer to an unknown version: at most 525 bytes, so never longer than its cause."""
-    destination, source = _connection_ids(datagram) or (b"", b"")
-    answer = encode_quic_version_negotiation(
-        source_cid=destination, destination_cid=source, supported_versions=versions
-    )
-    # On a port that other protocols share this bit has to tell QUIC from them (RFC 9000 section 17.2.1).
-    return bytes([answer[0] | _FIXED_BIT]) + answer[1:]
-
-
-def _connection_ids(datagram: bytes) -> tuple[bytes, bytes] | None:
-    """Destination and source, from where they are in every version (RFC 8999 section 5.1); None: not there."""
-    if len(datagram) < 7 or datagram[0] & (_LONG_HEADER | _FIXED_BIT) != _LONG_HEADER | _FIXED_BIT:
-        return None
-    at = 6 + datagram[5]
-    if at >= len(datagram) or at + 1 + datagram[at] > len(datagram):
-        return None
-    return datagram[6:at], datagram[at + 1 : at + 1 + datagram[at]]
 
 
 class ReceivedLimit(Limit):
