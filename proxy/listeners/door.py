@@ -268,7 +268,7 @@ class _Side:
         self._counts = counts
         self.socket = UdpSocket(sock, self._receive, burst_ended=self._burst_ended, mark=mark)
         if quic is not None:
-            quic.attach(self.socket.send)
+            quic.attach(self.socket.send_all)
 
     @property
     def idle(self) -> bool:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Protocol
 
 import structlog
@@ -174,7 +176,8 @@ class Peer:
 
 
 SessionFor = Callable[[Peer, str], Session]
-Send = Callable[[bytes, Address, Mark], None]
+Send = Callable[[Sequence[bytes], Address, Mark], None]
+"""Datagrams to one address under one mark, in this order."""
 
 
 class QuicListener:
@@ -197,7 +200,7 @@ class QuicListener:
         self.counts: Counter[str] = Counter()
         self._configuration = configuration
         self._datagrams = datagrams
-        self._send: Send = lambda datagram, address, mark: None
+        self._send: Send = lambda datagrams, address, mark: None
         self._alarms = alarms
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -307,7 +310,7 @@ class QuicListener:
         cid, look = first_look(datagram, versions)
         if look is FirstLook.UNKNOWN_VERSION:
             self.counts["version_negotiations"] += 1
-            self._send(version_negotiation(datagram, versions), address, self.marks.at(self._name))
+            self._send([version_negotiation(datagram, versions)], address, self.marks.at(self._name))
             return None
         if look is not FirstLook.INITIAL or self._draining:
             self.counts["stray" if look is FirstLook.STRAY else "draining"] += 1
@@ -373,5 +376,6 @@ class QuicListener:
 
     def _transmit(self, peer: Peer, now: float) -> None:
         mark = self.marks.connection(self._name, peer.mark)
-        for datagram, address in peer.quic.datagrams_to_send(now):
-            self._send(datagram, address, mark)
+        # One address nearly always: another only while a path is validated (RFC 9000 section 8.2).
+        for address, group in groupby(peer.quic.datagrams_to_send(now), key=itemgetter(1)):
+            self._send([datagram for datagram, _ in group], address, mark)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from qos.dscp import ds_field
@@ -120,6 +120,11 @@ class UdpSocket:
             if error.errno in (errno.EBADF, errno.ENOTSOCK):
                 raise
             self.send_failures += 1
+
+    def send_all(self, datagrams: Sequence[bytes], address: Address, mark: Mark = UNMARKED) -> None:
+        """Datagrams to one address under one mark, in this order; each is sent or dropped like by `send`."""
+        for datagram in datagrams:
+            self.send(datagram, address, mark)
 
     def close(self) -> None:
         """Off the loop and closed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,10 @@ class Wire:
         self.alpn = alpn
         return self.session
 
-    def _send(self, datagram: bytes, address: Address, mark: Mark) -> None:
+    def _send(self, datagrams: Sequence[bytes], address: Address, mark: Mark) -> None:
         assert address == CLIENT
-        self.sent.append(datagram)
-        self.marks.append(mark)
+        self.sent += datagrams
+        self.marks += [mark] * len(datagrams)
 
     def begin(self) -> None:
         """Another client's first datagrams, and nothing more of it."""
