@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 MODEL  := models/magika/model.onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-kernel check lint format schema bench-h3 bench-link bench-tc bench-datagram bench-streaming bench-hung bench-concurrency bench-overload bench-sim clean
+.PHONY: help setup model demo test test-kernel check lint format schema bench-h3 bench-workers bench-link bench-tc bench-datagram bench-streaming bench-hung bench-concurrency bench-overload bench-sim clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +54,11 @@ format: $(STAMP)  ## put all sources into the one format
 schema: $(STAMP)  ## write proxy/inferlane.schema.json anew from the settings
 	$(BIN)/python -m proxy.config.schema
 
-bench-h3: $(STAMP)  ## CPU per HTTP/3 request, beside Envoy in the same run (needs Debian's nginx)
+bench-h3: $(STAMP)  ## CPU per HTTP/3 request, handshake and idle connection, beside Envoy and Caddy (needs Debian's nginx)
 	$(BIN)/python -m benchmarks.h3
+
+bench-workers: $(STAMP)  ## two workers beside one, and clients that move meanwhile (needs Debian's nginx)
+	$(BIN)/python -m benchmarks.workers
 
 bench-link: $(STAMP)  ## what a full link adds to the first class, with one FIFO and under the plan (root)
 	$(BIN)/python -m benchmarks.link

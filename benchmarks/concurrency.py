@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.h3 import Point, load, upstream
+from benchmarks.h3.compare import Point, load
+from benchmarks.h3.servers import upstream
 from benchmarks.processes import ServerError, server
 from benchmarks.report import console, median, spread, write_report
 

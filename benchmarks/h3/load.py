@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An HTTP/3 client that keeps a fixed number of requests in flight and prints what they cost, as one JSON object.
 
-Closed loop: each answer is followed by the next request on its connection. Datagrams are read and written
-in batches, one flush per connection and wake-up, so that the client is not what is measured. CPU time of the
-server's processes is read from /proc right before and after the counted requests; handshakes and the warm-up
-before them are not counted.
+Closed loop: each answer is followed by the next request on its connection. CPU time of the server's processes is read
+from /proc right before and after the counted requests; handshakes and the warm-up before them are not counted.
 """
 
 from __future__ import annotations
@@ -12,28 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import selectors
-import socket
-import ssl
 import sys
 import time
 from dataclasses import asdict, dataclass, field
 
-from aioquic.h3.connection import H3Connection
-from aioquic.h3.events import DataReceived, H3Event, HeadersReceived
-from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted
-
+from benchmarks.h3.client import Client, Exchange, LoadError
 from benchmarks.processes import cpu_seconds, quantile, resident_kib
-
-BODY = b"y" * 1000
-ANSWER_BYTES = 200
-BURST = 64
-RECEIVE_BUFFER = 8 << 20
-
-
-class LoadError(Exception):
-    """The run says nothing: an answer was wrong, or none came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +33,8 @@ class Load:
     """The server's; its descendants count too."""
     samples: int
     """How often the server's memory is read during the run."""
+    body: int
+    answer: int
 
 
 @dataclass(slots=True)
@@ -65,91 +49,14 @@ class Outcome:
     resident_kib: list[int] = field(default_factory=list)
 
 
-class Client:
-    """One QUIC connection on its own socket."""
-
-    def __init__(self, port: int) -> None:
-        configuration = QuicConfiguration(
-            is_client=True, alpn_protocols=["h3"], verify_mode=ssl.CERT_NONE, server_name="localhost"
-        )
-        self.quic = QuicConnection(configuration=configuration)
-        self.http: H3Connection | None = None
-        self.ready = False
-        self.started: dict[int, float] = {}
-        self._received: dict[int, int] = {}
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        self.socket.connect(("127.0.0.1", port))
-        self.socket.setblocking(False)
-        self._address = ("127.0.0.1", port)
-        self.quic.connect(self._address, now=time.monotonic())
-
-    def request(self, now: float) -> None:
-        """Send one more."""
-        assert self.http is not None
-        stream_id = self.quic.get_next_available_stream_id()
-        self.http.send_headers(stream_id, HEADERS)
-        self.http.send_data(stream_id, BODY, end_stream=True)
-        self.started[stream_id] = now
-        self._received[stream_id] = 0
-
-    def receive(self, now: float) -> list[float]:
-        """Read what is there; returns when each request that is now answered was sent."""
-        for _ in range(BURST):
-            try:
-                datagram = self.socket.recv(2048)
-            except BlockingIOError:
-                break
-            self.quic.receive_datagram(datagram, self._address, now)
-        answered: list[float] = []
-        while (event := self.quic.next_event()) is not None:
-            if isinstance(event, HandshakeCompleted):
-                self.http = H3Connection(self.quic)
-                self.ready = True
-            elif isinstance(event, ConnectionTerminated):
-                raise LoadError(f"the server closed the connection: {event.reason_phrase or event.error_code}")
-            if self.http is not None:
-                for message in self.http.handle_event(event):
-                    self._take(message, answered)
-        return answered
-
-    def _take(self, message: H3Event, answered: list[float]) -> None:
-        if isinstance(message, HeadersReceived):
-            status = dict(message.headers).get(b":status")
-            if status != b"200":
-                raise LoadError(f"answered with status {status!r}")
-        elif isinstance(message, DataReceived):
-            self._received[message.stream_id] += len(message.data)
-        else:
-            return
-        if message.stream_ended:
-            if (size := self._received.pop(message.stream_id)) != ANSWER_BYTES:
-                raise LoadError(f"answered with {size} bytes; the upstream sends {ANSWER_BYTES}")
-            answered.append(self.started.pop(message.stream_id))
-
-    def flush(self, now: float) -> None:
-        """Send what is due."""
-        for datagram, _ in self.quic.datagrams_to_send(now):
-            self.socket.send(datagram)
-
-
-HEADERS = [
-    (b":method", b"POST"),
-    (b":scheme", b"https"),
-    (b":authority", b"localhost"),
-    (b":path", b"/v2/models/m/infer"),
-    (b"content-type", b"application/json"),
-    (b"content-length", str(len(BODY)).encode()),
-]
-
-
 class Run:
     """Connections to one server, and the requests that go over them."""
 
     def __init__(self, load: Load) -> None:
         self.load = load
         self.deadline = time.monotonic() + load.timeout_s
-        self.clients = [Client(load.port) for _ in range(load.connections)]
+        exchange = Exchange(load.body, load.answer)
+        self.clients = [Client(load.port, exchange) for _ in range(load.connections)]
         self.selector = selectors.DefaultSelector()
         for client in self.clients:
             self.selector.register(client.socket, selectors.EVENT_READ, client)
@@ -188,9 +95,7 @@ class Run:
     def close(self) -> None:
         """Tell the server, and let go."""
         for client in self.clients:
-            client.quic.close()
-            client.flush(time.monotonic())
-            client.socket.close()
+            client.close()
         self.selector.close()
 
     def _wake(self) -> set[Client]:
@@ -239,6 +144,8 @@ def main() -> int:
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--in-flight", type=int, default=32, help="over all connections")
+    parser.add_argument("--body", type=int, default=1000, help="bytes of a request's body")
+    parser.add_argument("--answer", type=int, default=200, help="bytes of an answer's body: 200, 65536 or 1048576")
     parser.add_argument("--timeout-s", type=float, default=120)
     parser.add_argument("--samples", type=int, default=0, help="read the server's memory this often")
     try:
