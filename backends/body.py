@@ -77,6 +77,11 @@ class Body:
         """Whether every byte is here, so that reading never waits."""
         return self.ended and self._error is None
 
+    @property
+    def drained(self) -> bool:
+        """Whether it was read to its end: nothing will come, and nothing is left."""
+        return self.ended and not self._chunks
+
     async def gather(self, most: int) -> None:
         """Wait until the body is whole, or known to have more than `most` bytes. Raises what `fail` was given.
 

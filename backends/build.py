@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from backends.backend import Backend
@@ -18,6 +20,7 @@ from backends.remote.datagram import DatagramBackend
 from backends.remote.oip import OipBackend
 from backends.remote.openai import OpenAiBackend
 from backends.remote.origin import parse_origin
+from backends.remote.served import ServedModel
 from backends.routes import Routes
 from backends.settings import (
     AdaptiveSettings,
@@ -42,29 +45,44 @@ class _Built(NamedTuple):
     limit: Limit
 
 
-def build(pools: Sequence[PoolSettings]) -> Routes:
+Models = Mapping[tuple[str, int], Path]
+"""Unix sockets of models that another process runs, by pool and place among its endpoints."""
+_HERE: Models = MappingProxyType({})
+
+
+def build(pools: Sequence[PoolSettings], models: Models = _HERE) -> Routes:
     """All pools, none of them started. Endpoints whose names are looked up again and again, or which a watched file
     lists, join later (backends/lookout/discovery.py)."""
-    return Routes((_pool(each), each.model) for each in pools)
+    return Routes((_pool(each, models), each.model) for each in pools)
 
 
-def endpoint_of(settings: EndpointSettings, taken: Collection[str], *, address: str | None = None) -> Endpoint:
+def endpoint_of(
+    settings: EndpointSettings,
+    taken: Collection[str],
+    *,
+    address: str | None = None,
+    served_at: Path | None = None,
+) -> Endpoint:
     """One endpoint, not started, whose name is none of those taken.
 
-    address: the IP address that its host's name was resolved to; None connects to the name.
+    address: the IP address that its host's name was resolved to; None connects to the name. served_at: the Unix socket
+    of the process that runs its model; None runs it in this one.
     """
-    built = _KINDS[type(settings)](settings, address)
+    if isinstance(settings, OnnxSettings) and served_at is not None:
+        built = _served(settings, served_at)
+    else:
+        built = _KINDS[type(settings)](settings, address)
     name = built.name
     if name in taken:
         name = next(numbered for n in count(2) if (numbered := f"{name}#{n}") not in taken)
     return Endpoint(name, built.backend, built.limit, zone=settings.zone)
 
 
-def _pool(settings: PoolSettings) -> Pool:
+def _pool(settings: PoolSettings, models: Models) -> Pool:
     endpoints: dict[str, Endpoint] = {}
-    for each in settings.endpoints:
+    for index, each in enumerate(settings.endpoints):
         if isinstance(each, OnnxSettings) or each.resolve is None:
-            endpoint = endpoint_of(each, endpoints)
+            endpoint = endpoint_of(each, endpoints, served_at=models.get((settings.name, index)))
             endpoints[endpoint.name] = endpoint
     pool = Pool(
         settings.name,
@@ -82,9 +100,22 @@ def _onnx(settings: OnnxSettings, address: str | None) -> _Built:
     # here and not above: a gateway that only forwards need not load ONNX Runtime
     from backends.local.onnx import OnnxBackend
 
+    return _Built(_onnx_name(settings), OnnxBackend(settings), FixedLimit(_places(settings)))
+
+
+def _served(settings: OnnxSettings, path: Path) -> _Built:
+    """The same endpoint, whose model several workers share: one process has the GPU's memory and makes the batches."""
+    places = _places(settings)
+    return _Built(_onnx_name(settings), ServedModel(path, slots=places), FixedLimit(places))
+
+
+def _onnx_name(settings: OnnxSettings) -> str:
     folder = f"{settings.onnx.parent.name}/" if settings.onnx.parent.name else ""
-    places = (settings.slots or 1) * settings.batch.max_size
-    return _Built(f"onnx:{folder}{settings.onnx.name}", OnnxBackend(settings), FixedLimit(places))
+    return f"onnx:{folder}{settings.onnx.name}"
+
+
+def _places(settings: OnnxSettings) -> int:
+    return (settings.slots or 1) * settings.batch.max_size
 
 
 def _oip(settings: OipSettings, address: str | None) -> _Built:

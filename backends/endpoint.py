@@ -10,8 +10,10 @@ from typing import Literal
 from backends.backend import Backend
 from backends.choosing.health import EndpointHealth, HealthState
 from backends.choosing.prediction import Prediction
+from backends.ledger.column import Column
+from backends.ledger.shared_limit import SharedLimit
 from backends.outcome import Ending, Outcome
-from qos.limit import Limit
+from qos.limit import AdaptiveLimit, Limit
 
 __all__ = ["SLOW_START_S", "Endpoint", "EndpointState"]
 
@@ -41,6 +43,7 @@ class Endpoint:
     __slots__ = (
         "_answered_at",
         "_answering",
+        "_column",
         "_waited_for",
         "backend",
         "draining",
@@ -68,6 +71,8 @@ class Endpoint:
         self.health = health or EndpointHealth()
         self.prediction = Prediction()
         self.in_flight = 0
+        """Of this process; `busy` tells of all."""
+        self._column: Column | None = None
         self.draining = False
         """Set by an admin: it finishes what it has and gets nothing new."""
         self._waited_for: list[_Attempt] = []
@@ -76,12 +81,31 @@ class Endpoint:
 
     def __repr__(self) -> str:
         condition = "draining" if self.draining else self.health.state.value if self.backend.ready else "not ready"
-        return f"<Endpoint {self.name} {condition}, {self.in_flight} of {self.slots} in flight>"
+        return f"<Endpoint {self.name} {condition}, {self.busy} of {self.slots} in flight>"
 
     @property
     def slots(self) -> int:
-        """Requests that it may have in flight now."""
+        """Requests that it may have in flight now, of all workers."""
         return self.limit.limit
+
+    @property
+    def busy(self) -> int:
+        """Requests that it is answering now, of all workers."""
+        return self.in_flight if self._column is None else self._column.total()
+
+    def join(self, column: Column) -> None:
+        """From now on its places are counted together with those of other workers; it has nothing in flight yet."""
+        self._column = column
+        if isinstance(self.limit, AdaptiveLimit):
+            self.limit = SharedLimit(self.limit, column)
+
+    def part(self) -> None:
+        """It is gone from this worker, with nothing in flight."""
+        column, self._column = self._column, None
+        if column is not None:
+            column.part()
+        if isinstance(self.limit, SharedLimit):
+            self.limit = self.limit.own
 
     def admits(self, now: float) -> bool:
         """Whether requests go there at all."""
@@ -102,13 +126,13 @@ class Endpoint:
 
     def has_room(self, now: float) -> bool:
         """Whether one of its places is free."""
-        if self.health.returned_at is None:
-            return self.in_flight < self.limit.limit
-        return self.in_flight < self.room(now)
+        column = self._column
+        busy = self.in_flight if column is None else column.total()
+        return busy < (self.limit.limit if self.health.returned_at is None else self.room(now))
 
     def free(self, now: float) -> bool:
         """Whether it can take one more request now."""
-        return self.in_flight < self.room(now) and self.admits(now)
+        return self.busy < self.room(now) and self.admits(now)
 
     def penalised(self, now: float) -> bool:
         """Whether it failed lately, and that weighs more than what its answers take."""
@@ -164,12 +188,15 @@ class Endpoint:
                 return "ejected"
 
     def take(self, now: float) -> None:
-        """One more request is on its way."""
-        if self.in_flight >= self.slots:
+        """One more request is on its way. With other workers: under the lock under which it was picked."""
+        busy = self.busy
+        if busy >= self.slots:
             raise RuntimeError(f"{self!r} was given a request that it has no place for")
         self.in_flight += 1
+        if self._column is not None:
+            self._column.take()
         self.health.taken(now)
-        insort(self._waited_for, (now, self.in_flight))
+        insort(self._waited_for, (now, busy + 1))
 
     def first_byte(self, latency_s: float, now: float) -> None:
         """A reply has begun that will hold its place for longer, as a token stream: what it tells is learnt now, and
@@ -186,6 +213,8 @@ class Endpoint:
         if self.in_flight == 0:
             raise RuntimeError(f"{self!r} was released more often than taken")
         self.in_flight -= 1
+        if self._column is not None:
+            self._column.leave()
         taken = now - outcome.held_s
         index, off = _nearest(self._waited_for, taken)
         if self._answering or off == inf:

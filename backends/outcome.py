@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 __all__ = ["Ending", "Outcome"]
 
@@ -24,8 +24,7 @@ class Ending(Enum):
     """The request's own fault, as 400: neither a failure nor a latency that others could expect."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """One attempt, over."""
 
     ending: Ending

@@ -15,6 +15,7 @@ from backends.choosing.picker import Context, Picker
 from backends.choosing.zones import nearest_first
 from backends.endpoint import Endpoint
 from backends.errors import BackendError
+from backends.ledger.segment import Ledger, LedgerFullError
 from backends.messages import Api
 from backends.outcome import Ending, Outcome
 from qos.latency import Latencies, TimeNeeded
@@ -56,6 +57,7 @@ class Pool:
         self._joined: list[Endpoint] = []
         self._leaving: set[Endpoint] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self._ledger: Ledger | None = None
         self.replace(endpoints)
         self._joined.clear()  # nobody served before them
 
@@ -91,15 +93,20 @@ class Pool:
         """
         if self._joined:
             self._welcome(now)
+        if len(self.endpoints) == 1:
+            # Whatever is known of it, there is no other: every picker and zone comes to this.
+            alone = self.endpoints[0]
+            return alone if alone.usable and alone.has_room(now) else None
         candidates = self._open(now)
-        for each in candidates:
-            if each.health.state is HealthState.EJECTED and self._tries(each, avoid, now):
-                return each  # its ejection is over: one request tries it, or it would never come back
+        if candidates is not self.endpoints:  # else all are well
+            for each in candidates:
+                if each.health.state is HealthState.EJECTED and self._tries(each, avoid, now):
+                    return each  # its ejection is over: one request tries it, or it would never come back
         if self.zones:
             candidates = self._of_one_zone(candidates, avoid, now, waiting)
-        positions = self._positions(candidates)
         # The turn counts all endpoints, so that it survives those that come and go.
-        turn = bisect_left(positions, self._turn)
+        positions = self._positions(candidates)
+        turn = bisect_left(positions, self._turn) if self._turn < len(self.endpoints) else len(positions)
         index = self._pick(candidates, Context(now, self._rng, turn, waiting, avoid))
         if index is None:
             return None
@@ -116,7 +123,7 @@ class Pool:
         for each in self._open(now):
             room = each.room(now)
             places += room
-            free += max(0, room - each.in_flight)
+            free += max(0, room - each.busy)
         return max(1, places), free
 
     def latencies(self, class_name: str) -> Latencies:
@@ -176,6 +183,12 @@ class Pool:
             if each not in self._joined
         )
 
+    def share(self, ledger: Ledger) -> None:
+        """Count the places of its endpoints, present and to come, together with other workers."""
+        self._ledger = ledger
+        for each in self.endpoints:
+            self._count_in_ledger(each, ledger)
+
     def replace(self, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
         """From now on these, in this order; they are started. Those removed are returned: each finishes what it has and
         is closed then."""
@@ -185,7 +198,10 @@ class Pool:
             each.health.rules = self.rules
             each.health.peers = self
             each.draining = each.draining and each not in self._leaving  # an admin's wish stays, ours is over
-            self._leaving.discard(each)
+            if each in self._leaving:
+                self._leaving.discard(each)
+            elif self._ledger is not None:
+                self._count_in_ledger(each, self._ledger)
             self._joined.append(each)
         removed = [each for each in before if each not in present]
         for each in removed:
@@ -215,9 +231,22 @@ class Pool:
         if failures:
             raise ExceptionGroup(f"closing pool {self.name}", failures)
 
-    def _open(self, now: float) -> list[Endpoint]:
+    def _open(self, now: float) -> Sequence[Endpoint]:
         """Who may be asked. Those that are stuck, and behind them those that asked for a pause, are left out while
         there are others. Where nobody is healthy, requests are not believed: all but those that probes found down."""
+        endpoints = self.endpoints
+        for each in endpoints:
+            if (
+                each.health.state is not HealthState.HEALTHY
+                or each.draining
+                or not each.backend.ready
+                or each.prediction.held_until > now
+                or each.stuck(now)
+            ):
+                return (endpoints if each.usable else ()) if len(endpoints) == 1 else self._sorted_out(now)
+        return endpoints
+
+    def _sorted_out(self, now: float) -> list[Endpoint]:
         healthy = False
         admitted: list[Endpoint] = []
         stuck: list[Endpoint] = []
@@ -234,6 +263,15 @@ class Pool:
         if healthy:
             return admitted or stuck or paused
         return [each for each in self.endpoints if each.usable]
+
+    def _count_in_ledger(self, endpoint: Endpoint, ledger: Ledger) -> None:
+        try:
+            endpoint.join(ledger.column(self.name, endpoint.name))
+        except LedgerFullError as error:
+            remedy = "start with more columns, or with fewer endpoints"
+            _log.error(  # fail open: it is asked, by more than it has places for at worst
+                "endpoint_not_shared", pool=self.name, endpoint=endpoint.name, detail=str(error), remedy=remedy
+            )
 
     def _of_one_zone(
         self, candidates: Sequence[Endpoint], avoid: frozenset[str], now: float, waiting: int
@@ -286,6 +324,7 @@ class Pool:
         except RuntimeError:
             return
         self._leaving.discard(endpoint)
+        endpoint.part()
         task = loop.create_task(self._close_removed(endpoint))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

@@ -2,7 +2,8 @@
 """The gateway: everything wired into one walk, from a datagram in to a reply out.
 
 cli, commands/      the command `inferlane`; demo and serve are parts of it
-server              starts and stops all of it, in one readable order
+supervise/          `inferlane run`: the process that starts, watches and replaces workers
+server              one worker: starts and stops all of it, in one readable order
 listeners/          sockets, and the protocols' shells around them
 protocols/          bytes <-> requests and replies, without sockets
 arrival             the words between protocols and the walk

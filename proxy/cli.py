@@ -24,6 +24,7 @@ from proxy.commands.terminal import (
     load_config,
     print_json,
     print_parts,
+    read_config,
     state_folder,
 )
 
@@ -74,16 +75,15 @@ def everywhere(
 @app.command()
 def run(conf: Conf, state_dir: StateDir = None) -> None:
     """Run the gateway in the foreground; SIGHUP reloads its config, SIGTERM drains it."""
-    config = load_config(conf)
-    import uvloop
+    config, text = read_config(conf)
+    import asyncio
 
     from backends.errors import BackendError
-    from proxy import server
-    from proxy.certificate import CertificateError
-    from proxy.engine.configuration import TlsError
+    from proxy.supervise import supervisor
+    from proxy.supervise.worker_process import WorkerFailedError
 
-    with expecting(BackendError, CertificateError, TlsError, OSError, code=MISUSED):
-        uvloop.run(server.run(config, conf=conf, state_dir=state_folder(state_dir)))
+    with expecting(BackendError, WorkerFailedError, OSError, code=MISUSED):
+        asyncio.run(supervisor.run(config, text=text, conf=conf, state_dir=state_folder(state_dir)))
 
 
 @app.command()

@@ -11,20 +11,17 @@ import asyncio
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
-from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
 import structlog
 
-from backends.endpoint import Endpoint
-from backends.lookout.overview import endpoint_document, pools_document
-from backends.pool import Pool
 from proxy.bind import bind_unix
+from proxy.endpoints import Commands, NotDone
 
 __all__ = ["Control"]
 
@@ -46,35 +43,15 @@ class Peer(NamedTuple):
     uid: int
 
 
-class _Refusal(Exception):  # noqa: N818  not an error of ours
-    """Why a request is not done; names: what it could have named instead."""
-
-    def __init__(self, status: int, detail: str, **names: Sequence[str]) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.document = {"error": detail, **names}
-
-
 class Control:
     """Serves one path. `start` binds it, `close` ends what is in flight and removes it.
 
-    pools: what there is now; changed: told a pool's name when an endpoint of it was taken out or put back;
     owner: the user who is let in besides root.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        pools: Iterable[Pool],
-        *,
-        changed: Callable[[str], None],
-        clock: Callable[[], float] = monotonic,
-        owner: int | None = None,
-    ) -> None:
+    def __init__(self, path: Path, commands: Commands, *, owner: int | None = None) -> None:
         self._path = path
-        self._pools = {pool.name: pool for pool in pools}
-        self._changed = changed
-        self._clock = clock
+        self._commands = commands
         self._allowed = {0, os.geteuid() if owner is None else owner}
         self._server: asyncio.Server | None = None
         self._exchanges: set[asyncio.Task[None]] = set()
@@ -124,39 +101,27 @@ class Control:
         peer = _peer(writer.get_extra_info("socket"))
         try:
             if len(self._exchanges) > MOST_CONNECTIONS:
-                raise _Refusal(503, f"more than {MOST_CONNECTIONS} connections at once; try again")
+                raise NotDone(503, f"more than {MOST_CONNECTIONS} connections at once; try again")
             if peer.uid not in self._allowed:
                 _log.warning("control_refused", uid=peer.uid, pid=peer.pid)
-                raise _Refusal(403, f"uid {peer.uid} may not change this gateway; become root or its own user")
-            status, document = 200, self._answer(*await _request(reader), peer)
-        except _Refusal as refusal:
+                raise NotDone(403, f"uid {peer.uid} may not change this gateway; become root or its own user")
+            status, document = 200, await self._answer(*await _request(reader), peer)
+        except NotDone as refusal:
             status, document = refusal.status, refusal.document
         writer.write(_written(status, document))
         await writer.drain()
         writer.write_eof()
         await reader.read(1)  # until the client has hung up: closing first could take the answer from it
 
-    def _answer(self, method: str, target: str, peer: Peer) -> dict[str, Any]:
+    async def _answer(self, method: str, target: str, peer: Peer) -> Any:
         match [unquote(part) for part in target.partition("?")[0].split("/")]:
             case ["", "v1", "pools"]:
                 _expect(method, "GET")
-                return pools_document(self._pools.values(), self._clock())
+                return await self._commands.pools()
             case ["", "v1", "pools", pool, "endpoints", endpoint, ("drain" | "undrain") as verb]:
                 _expect(method, "POST")
-                return self._drain(pool, endpoint, peer, draining=verb == "drain")
-        raise _Refusal(404, "no such path", paths=_PATHS)
-
-    def _drain(self, pool_name: str, endpoint_name: str, peer: Peer, *, draining: bool) -> dict[str, Any]:
-        pool = self._pools.get(pool_name)
-        if pool is None:
-            raise _Refusal(404, f"no pool is named {pool_name}", pools=list(self._pools))
-        endpoint = _found(pool, endpoint_name)
-        if endpoint.draining is not draining:
-            endpoint.draining = draining
-            event = "endpoint_draining" if draining else "endpoint_undrained"
-            _log.info(event, pool=pool_name, endpoint=endpoint_name, in_flight=endpoint.in_flight, uid=peer.uid)
-            self._changed(pool_name)
-        return {"pool": pool_name} | endpoint_document(endpoint, self._clock())
+                return await self._commands.drain(pool, endpoint, draining=verb == "drain", uid=peer.uid)
+        raise NotDone(404, "no such path", paths=_PATHS)
 
 
 _PATHS = [
@@ -166,17 +131,9 @@ _PATHS = [
 ]
 
 
-def _found(pool: Pool, name: str) -> Endpoint:
-    endpoint = pool.find(name)
-    if endpoint is None:
-        names = [each.name for each in pool.endpoints]
-        raise _Refusal(404, f"no endpoint of pool {pool.name} is named {name}", endpoints=names)
-    return endpoint
-
-
 def _expect(method: str, wanted: str) -> None:
     if method != wanted:
-        raise _Refusal(405, f"{wanted} is what this path takes")
+        raise NotDone(405, f"{wanted} is what this path takes")
 
 
 def _peer(sock: Any) -> Peer:
@@ -191,15 +148,15 @@ async def _request(reader: asyncio.StreamReader) -> tuple[str, str]:
         line, *lines = head[:-4].decode("ascii").split("\r\n")
         method, target, version = line.split(" ")
     except asyncio.LimitOverrunError:
-        raise _Refusal(431, f"the head is longer than {LONGEST_HEAD} bytes") from None
+        raise NotDone(431, f"the head is longer than {LONGEST_HEAD} bytes") from None
     except (ValueError, asyncio.IncompleteReadError):
-        raise _Refusal(400, "this is not an HTTP/1.1 request") from None
+        raise NotDone(400, "this is not an HTTP/1.1 request") from None
     if version not in ("HTTP/1.1", "HTTP/1.0") or not target.startswith("/"):
-        raise _Refusal(400, "this is not an HTTP/1.1 request")
+        raise NotDone(400, "this is not an HTTP/1.1 request")
     fields = {name.strip().lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)}
     length = fields.get("content-length", "0")
     if "transfer-encoding" in fields or not length.isdecimal() or len(length) > 9 or int(length) > LONGEST_BODY:
-        raise _Refusal(413, f"a body has a content-length, of {LONGEST_BODY} at most")
+        raise NotDone(413, f"a body has a content-length, of {LONGEST_BODY} at most")
     await _skip(reader, int(length))
     return method, target
 
@@ -208,7 +165,7 @@ async def _skip(reader: asyncio.StreamReader, length: int) -> None:
     try:
         await reader.readexactly(length)
     except asyncio.IncompleteReadError:
-        raise _Refusal(400, "the body is shorter than its content-length") from None
+        raise NotDone(400, "the body is shorter than its content-length") from None
 
 
 def _written(status: int, document: Mapping[str, Any]) -> bytes:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 from backends.lookout.discovery import Discovery
-from backends.lookout.overview import pools_document
 from backends.lookout.probing import Probing
 from backends.routes import Routes
 from proxy.config.endpoint_list import read_endpoints
 from proxy.config.settings import Config
 from proxy.control import Control
+from proxy.endpoints import Endpoints
 from proxy.telemetry.metrics import Metrics
 from proxy.walk.pool_walk import PoolWalk
 
@@ -20,22 +20,30 @@ __all__ = ["Lookout"]
 
 
 class Lookout:
-    """For all pools of a gateway. What it finds out, those who wait for a place there learn at once."""
+    """For all pools of a gateway. What it finds out, those who wait for a place there learn at once.
+
+    control: whether it serves the admin's socket that the config names; of several workers their supervisor does.
+    """
 
     def __init__(
-        self, config: Config, routes: Routes, walks: Mapping[str, PoolWalk], *, clock: Callable[[], float]
+        self,
+        config: Config,
+        routes: Routes,
+        walks: Mapping[str, PoolWalk],
+        *,
+        clock: Callable[[], float],
+        control: bool = True,
     ) -> None:
-        self._routes = routes
         self._walks = walks
-        self._clock = clock
+        self.endpoints = Endpoints(routes.pools, changed=self._look_again, clock=clock)
         pools = list(zip(routes.pools, config.pools, strict=True))
         self._discovery = Discovery(pools, read=read_endpoints, changed=self._look_again, clock=clock)
         self._probing = Probing(
             [(pool, each.health.probe) for pool, each in pools], changed=self._look_again, clock=clock
         )
         self._control = None
-        if config.admin.socket is not None:
-            self._control = Control(config.admin.socket, routes.pools, changed=self._look_again, clock=clock)
+        if control and config.admin.socket is not None:
+            self._control = Control(config.admin.socket, self.endpoints)
         self._opened = AsyncExitStack()
 
     def __repr__(self) -> str:
@@ -61,10 +69,6 @@ class Lookout:
     async def close(self) -> None:
         """End all of it, in the reverse order."""
         await self._opened.aclose()
-
-    async def pools(self) -> object:
-        """Every endpoint as it is, for /v1/pools."""
-        return pools_document(self._routes.pools, self._clock())
 
     def _look_again(self, pool: str) -> None:
         self._walks[pool].gate.look_again()

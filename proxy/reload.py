@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """SIGHUP: the config file is read again, and what may change while requests run takes effect, all of it at once.
 
-Classes, rules, trust, max_class and logging change here. Sockets, pools and the admin address are what a gateway is
-made of: they wait for a restart, as a whole. Traffic control waits for `inferlane qos apply`.
+Classes, rules, trust, max_class and logging change here. Sockets, pools, workers and the admin address are what a
+gateway is made of: they wait for a restart, as a whole. Traffic control waits for `inferlane qos apply`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,10 +19,10 @@ from proxy.config.loading import Config, ConfigError, load
 from proxy.config.settings import ListenerSettings
 from qos.classify import Policy
 
-__all__ = ["Merged", "Reloadable", "merge", "reload"]
+__all__ = ["Merged", "Reloadable", "merge", "refused", "reload", "taken_up", "with_ceilings"]
 
 _LIVE = ("classes", "rules", "trust", "log")
-_FIXED = ("pools", "admin")
+_FIXED = ("pools", "admin", "workers")
 _KERNEL = ("flows", "safety", "interfaces")
 _log = structlog.get_logger("inferlane.reload")
 
@@ -57,6 +58,14 @@ def merge(running: Config, read: Config, *, helped: bool = True) -> Merged:
     return Merged(config=config, policy=config.policy(), changed=tuple(changed), restart=tuple(waiting))
 
 
+def with_ceilings(config: Config, ceilings: Mapping[str, str | None]) -> Config:
+    """The config with these max_class, by listener."""
+    changed = tuple(
+        each.model_copy(update={"max_class": ceilings.get(each.name, each.max_class)}) for each in config.listeners
+    )
+    return config.model_copy(update={"listeners": changed})
+
+
 class Reloadable(Protocol):
     """As much of a gateway as a reload needs."""
 
@@ -75,18 +84,26 @@ async def reload(conf: Path, gateway: Reloadable, *, helped: bool = True) -> boo
     try:
         # A long file takes seconds to parse, and requests do not wait.
         merged = await asyncio.to_thread(_read, conf, gateway.config, helped=helped)
-    except ConfigError as error:
-        _log.error("reload_failed", problems=[str(each) for each in error.problems], detail=_STAYS)
-        return False
-    except ValueError as error:
-        _log.error("reload_failed", problems=[f"{conf}: {error}"], detail=_STAYS)
+    except (ConfigError, ValueError) as error:
+        refused(conf, error)
         return False
     gateway.use(merged)
+    taken_up(conf, merged)
+    return True
+
+
+def refused(conf: Path, error: Exception) -> None:
+    """Say in the log why nothing changes."""
+    problems = [str(each) for each in error.problems] if isinstance(error, ConfigError) else [f"{conf}: {error}"]
+    _log.error("reload_failed", problems=problems, detail=_STAYS)
+
+
+def taken_up(conf: Path, merged: Merged) -> None:
+    """Say in the log what has changed, and what has not."""
     if merged.restart:
         detail = f"{', '.join(merged.restart)} changed in {conf} and needs a restart; it stays as it was until then"
         _log.warning("needs_restart", sections=list(merged.restart), detail=detail)
     _log.info("reloaded", changed=list(merged.changed))
-    return True
 
 
 def _read(conf: Path, running: Config, *, helped: bool) -> Merged:

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from backends.build import build
 from backends.errors import BackendError
+from backends.pool import Pool
 from backends.pool_settings import PoolSettings
 from backends.settings import BatchSettings, OnnxSettings
 from proxy.bind import bind_tcp, bind_unix
@@ -39,10 +40,10 @@ from proxy.telemetry.metrics import Metrics
 from proxy.walk.pipeline import VERSION, Pipeline
 from proxy.walk.pool_walk import pool_walks
 from qos.classify import Policy
-from qos.settings import BUILT_IN_CLASSES, GateSettings, TrustSettings, class_table, policy
+from qos.settings import BUILT_IN_CLASSES, ClassSettings, GateSettings, TrustSettings, class_table, policy
 from qos.traffic_class import ClassTable
 
-__all__ = ["ModelServer", "find_models", "pools_of", "run", "trusting_policy"]
+__all__ = ["ModelServer", "find_models", "pools_of", "run", "trusting_policy", "uncapped"]
 
 MAX_BODY = 64 << 20
 LONGEST_S = 600.0
@@ -113,53 +114,76 @@ def pools_of(
 
 
 class ModelServer:
-    """Models, their gates and two doors. `start` opens all or nothing; `close` undoes it."""
+    """Models, their gates and up to three doors. `start` opens all or nothing; `close` undoes it.
 
-    def __init__(self, pools: Sequence[PoolSettings], *, http: Bind, udp: Bind, socket: Path | None = None) -> None:
+    classes: names and ranks that requests bring; default: the built-in ones.
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[PoolSettings],
+        *,
+        http: Bind | None = None,
+        udp: Bind | None = None,
+        socket: Path | None = None,
+        max_body: int = MAX_BODY,
+        classes: Sequence[ClassSettings] = BUILT_IN_CLASSES,
+    ) -> None:
         self._clock = time.monotonic
-        self._udp_bind, self._socket = udp, socket
+        self._http_bind, self._udp_bind, self._socket, self._max_body = http, udp, socket, max_body
         self._routes = build(pools)
+        self._classes = uncapped(classes)
+        self._walks = pool_walks(pools, self._routes, self._classes, clock=self._clock)
         self.pipeline = Pipeline(
-            trusting_policy(),
+            trusting_policy(self._classes),
             self._routes,
-            pool_walks(pools, self._routes, _classes(), clock=self._clock),
+            self._walks,
             Telemetry(Metrics(version=VERSION)),
             clock=self._clock,
         )
-        self.http: tuple[str, int] = (http.host, http.port)
-        self.udp: tuple[str, int] = (udp.host, udp.port)
+        self.http: tuple[str, int] | None = None
+        """Where it listens, once it does."""
+        self.udp: tuple[str, int] | None = None
         self._opened = AsyncExitStack()
         self._doors: list[Door | Http1Door] = []
 
     def __repr__(self) -> str:
         return f"<ModelServer {[pool.name for pool in self._routes.pools]} {self.pipeline!r}>"
 
+    @property
+    def pools(self) -> Sequence[Pool]:
+        """One a model."""
+        return self._routes.pools
+
     async def start(self) -> None:
         """Load the models, then open the doors. Raises BackendError or OSError with one line for people."""
         async with AsyncExitStack() as opening:
             # Bound before the models load, which can take minutes: a taken port is told at once.
-            tcp = opening.enter_context(bind_tcp(*self.http))
-            unix = None
+            tcp = unix = None
+            if self._http_bind is not None:
+                tcp = opening.enter_context(bind_tcp(self._http_bind.host, self._http_bind.port))
             if self._socket is not None:
                 unix = opening.enter_context(bind_unix(self._socket))
                 opening.callback(self._socket.unlink, missing_ok=True)
             for pool in self._routes.pools:
                 opening.push_async_callback(pool.close)
                 await pool.start()
-            alarms = Alarms(self._clock)
-            opening.callback(alarms.close)
-            marks = Marks(_classes(), {_UDP: None}, clock=self._clock)
-            datagrams = Door(_udp_plan(self._udp_bind), self.pipeline, marks=marks, alarms=alarms, clock=self._clock)
-            datagrams.start()
-            opening.callback(datagrams.close)
-            plan = Http1Plan(listener=_HTTP, transport=_HTTP, max_body=MAX_BODY, models=self._readiness)
+            datagrams = None if self._udp_bind is None else self._open_udp(self._udp_bind, opening)
+            plan = Http1Plan(listener=_HTTP, transport=_HTTP, max_body=self._max_body, models=self._readiness)
             door = Http1Door(self.pipeline, plan, clock=self._clock)
             opening.push_async_callback(door.close)
-            self.http, self.udp = tcp.getsockname()[:2], datagrams.bound[0]
+            self.http = None if tcp is None else tcp.getsockname()[:2]
             for sock in filter(None, (tcp, unix)):
                 door.start(sock)
-            self._doors = [datagrams, door]
+            self._doors = [door] if datagrams is None else [datagrams, door]
             self._opened = opening.pop_all()
+
+    def use_classes(self, classes: Sequence[ClassSettings]) -> None:
+        """Others, between one request and the next."""
+        self._classes = uncapped(classes)
+        self.pipeline.policy = trusting_policy(self._classes)
+        for walk in self._walks.values():
+            walk.gate.use_classes(self._classes)
 
     async def drain(self, *, longest_s: float = DRAIN_S) -> None:
         """Take nothing new and finish what is in flight; give up after `longest_s`."""
@@ -175,21 +199,31 @@ class ModelServer:
         """Close the doors, then the models."""
         await self._opened.aclose()
 
+    def _open_udp(self, bind: Bind, opening: AsyncExitStack) -> Door:
+        alarms = Alarms(self._clock)
+        opening.callback(alarms.close)
+        marks = Marks(self._classes, {_UDP: None}, clock=self._clock)
+        datagrams = Door(_udp_plan(bind), self.pipeline, marks=marks, alarms=alarms, clock=self._clock)
+        datagrams.start()
+        opening.callback(datagrams.close)
+        self.udp = datagrams.bound[0]
+        return datagrams
+
     def _readiness(self) -> list[tuple[str, bool]]:
         return [(pool.name, pool.ready) for pool in self._routes.pools]
 
 
-def trusting_policy() -> Policy:
+def trusting_policy(classes: ClassTable | None = None) -> Policy:
     """Believes every class it knows and caps no deadline but that of a request without one."""
     everybody = (ip_network("0.0.0.0/0"), ip_network("::/0"))
-    classes = _classes()
+    classes = uncapped(BUILT_IN_CLASSES) if classes is None else classes
     highest = next(iter(classes)).name
     return policy(classes, (), TrustSettings(class_from=everybody), {_HTTP: highest, _UDP: highest})
 
 
-def _classes() -> ClassTable:
+def uncapped(classes: Sequence[ClassSettings]) -> ClassTable:
     """The names and ranks that a gateway's requests bring; the time they may take is the gateway's to say."""
-    return class_table([each.model_copy(update=_UNCAPPED) for each in BUILT_IN_CLASSES])
+    return class_table([each.model_copy(update=_UNCAPPED) for each in classes])
 
 
 _UNCAPPED = {"deadline": LONGEST_S, "gate": GateSettings()}

@@ -5,26 +5,28 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import secrets
-import signal
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
 from backends.build import build
-from proxy import keeper, privileges
+from backends.ledger.segment import Ledger
 from proxy.certificate import development_certificate
 from proxy.config.loading import Config
-from proxy.config.settings import ListenerSettings, TlsFiles
-from proxy.engine.configuration import server_configuration
+from proxy.config.settings import Bind, ListenerSettings, TlsFiles
+from proxy.keys import Keys
 from proxy.listeners.alarms import Alarms
+from proxy.listeners.bound import Place
 from proxy.listeners.door import Door, DoorPlan, alpn_of
 from proxy.listeners.marks import Marks
-from proxy.listeners.tcp import more_descriptors, tls_context
+from proxy.listeners.tcp import tls_context
 from proxy.lookout import Lookout
-from proxy.reload import Merged, reload
+from proxy.quic.configuration import server_configuration
+from proxy.quic.connection_ids import ConnectionIds
+from proxy.reload import Merged
 from proxy.telemetry import logs
 from proxy.telemetry.admin import AdminServer
 from proxy.telemetry.finished import Telemetry
@@ -33,7 +35,7 @@ from proxy.walk.pipeline import VERSION, Pipeline
 from proxy.walk.pool_walk import pool_walks
 from qos.settings import class_table
 
-__all__ = ["Gateway", "run", "settle"]
+__all__ = ["Gateway", "Part", "settle"]
 
 DRAIN_S = 30.0
 """Longest wait of a shutdown for requests in flight."""
@@ -41,32 +43,52 @@ _POLL_S = 0.02
 _log = structlog.get_logger("inferlane.server")
 
 
-class Gateway:
-    """One process's gateway. `start` binds everything or nothing; `close` undoes it in reverse."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What a gateway that is one of several processes gets from who started them all, instead of making its own."""
 
-    def __init__(self, config: Config, *, state_dir: Path) -> None:
+    sockets: Mapping[str, Sequence[Place]]
+    """By listener, one for each of its addresses."""
+    keys: Keys
+    ids: ConnectionIds
+    """Which connections are known by their ids to be its own."""
+    siblings: frozenset[int] = frozenset()
+    """Places of the others."""
+    ledger: Ledger | None = None
+    """Where all of them count; none for a single one."""
+    models: Mapping[tuple[str, int], Path] = field(default_factory=dict)
+    """Unix sockets of endpoints that another process runs, by pool and number."""
+
+
+class Gateway:
+    """One process's gateway. `start` binds everything or nothing; `close` undoes it in reverse.
+
+    part: of a gateway of several processes; then it has no admin address of its own.
+    """
+
+    def __init__(self, config: Config, *, state_dir: Path, part: Part | None = None) -> None:
         clock = time.monotonic  # uvloop's loop.time() has a resolution of 1 ms
         self._config = config
         self._state_dir = state_dir
         self._clock = clock
+        self._part = part
+        self._keys = Keys.fresh() if part is None else part.keys
         classes = class_table(config.classes)
-        self._routes = build(config.pools)
+        self._routes = build(config.pools, {} if part is None else part.models)
         self._metrics = Metrics(version=VERSION)
-        self._walks = pool_walks(config.pools, self._routes, classes, clock=clock)
+        self._ledger = None if part is None else part.ledger
+        self._walks = pool_walks(config.pools, self._routes, classes, clock=clock, ledger=self._ledger)
         for each in self._walks.values():
             self._metrics.watch_gate(each, classes)
         self.marks = Marks(classes, _ceilings(config), clock=clock)
-        self._telemetry = Telemetry(self._metrics, clock=clock)
-        self.pipeline = Pipeline(config.policy(), self._routes, self._walks, self._telemetry, clock=clock)
+        self.telemetry = Telemetry(self._metrics, clock=clock)
+        self.pipeline = Pipeline(config.policy(), self._routes, self._walks, self.telemetry, clock=clock)
         self.doors: list[Door] = []
         self._alarms: Alarms | None = None
-        self._lookout = Lookout(config, self._routes, self._walks, clock=clock)
+        self._lookout = Lookout(config, self._routes, self._walks, clock=clock, control=part is None)
         self._lookout.tell(self._metrics)
-        bind, documents = (
-            config.admin.bind,
-            {"/v1/pools": self._lookout.pools, "/v1/diagnose": self._telemetry.diagnose},
-        )
-        self._admin = AdminServer(bind.host, bind.port, self._metrics, self._not_ready, documents)
+        self.endpoints = self._lookout.endpoints
+        self._admin = None if part is not None else self._admin_server(config.admin.bind)
 
     def __repr__(self) -> str:
         return f"<Gateway {self.doors!r} {self.pipeline!r}>"
@@ -84,6 +106,7 @@ class Gateway:
     @property
     def admin(self) -> tuple[str, int]:
         """Where /metrics, /healthz, /readyz and /v1/... answer."""
+        assert self._admin is not None, "a part of a gateway has none"
         return self._admin.bound
 
     async def start(self) -> None:
@@ -93,15 +116,18 @@ class Gateway:
         """
         self._alarms = Alarms(self._clock)
         try:
-            await self._admin.start()
+            if self._admin is not None:
+                await self._admin.start()
             plans = [self._plan(each) for each in self._config.listeners]
             for pool in self._routes.pools:
                 await pool.start()
             await self._lookout.start()
             for plan in plans:
                 door = Door(plan, self.pipeline, marks=self.marks, alarms=self._alarms, clock=self._clock)
-                door.start()
+                door.start(None if self._part is None else self._part.sockets[plan.name])
                 self.doors.append(door)
+                if self._part is not None:
+                    door.use_siblings(self._part.siblings)
                 self._metrics.watch_door(door.name, door)
                 if door.http1 is not None:
                     self._metrics.watch_tcp_door(door.name, door.http1)
@@ -126,20 +152,24 @@ class Gateway:
         self._metrics.use_classes(classes)
         if "log" in merged.changed:
             logs.configure(config.log.format, config.log.level)
-            self._telemetry.use_log_level()
+            self.telemetry.use_log_level()
         self._config = config
 
-    async def drain(self, *, longest_s: float = DRAIN_S) -> None:
-        """GOAWAY, refuse what is new, finish what is in flight; give up after `longest_s`."""
+    def use_siblings(self, places: frozenset[int]) -> None:
+        """Other processes have come or gone."""
+        for door in self.doors:
+            door.use_siblings(places)
+
+    async def drain(self, *, longest_s: float = DRAIN_S) -> int:
+        """GOAWAY, refuse what is new, finish what is in flight; give up after `longest_s`. How many are unfinished."""
         self.pipeline.draining = True
-        _log.info("draining", in_flight=self.pipeline.in_flight)
         for door in self.doors:
             door.drain()
         until = self._clock() + longest_s
         # Polled: idleness is the sum over every connection of every door, acknowledgements included.
         while not all(door.idle for door in self.doors) and self._clock() < until:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
-        _log.info("drained", unfinished=self.pipeline.in_flight)
+        return self.pipeline.in_flight
 
     async def close(self) -> None:
         """Let go of everything, in the reverse order of `start`."""
@@ -150,13 +180,21 @@ class Gateway:
         await self._lookout.close()
         for pool in reversed(self._routes.pools):
             await pool.close()
-        await self._admin.close()
+        if self._admin is not None:
+            await self._admin.close()
         if self._alarms is not None:
             self._alarms.close()
+        if self._ledger is not None:
+            self._ledger.close()
 
-    def _not_ready(self) -> list[str]:
+    async def not_ready(self) -> list[str]:
+        """What keeps it from serving now; nothing: it is ready."""
         waiting = [f"pool {pool.name}" for pool in self._routes.pools if not pool.ready]
         return ["draining", *waiting] if self.pipeline.draining else waiting
+
+    def _admin_server(self, bind: Bind) -> AdminServer:
+        documents = {"/v1/pools": self.endpoints.pools, "/v1/diagnose": self.telemetry.diagnose}
+        return AdminServer(bind.host, bind.port, self._metrics.answer, self.not_ready, documents)
 
     def _plan(self, listener: ListenerSettings) -> DoorPlan:
         quic = http1 = None
@@ -176,44 +214,15 @@ class Gateway:
             tls=quic,
             http1_tls=http1,
             max_body=listener.max_body,
-            cookie_secret=secrets.token_bytes(32),
+            cookie_secret=self._keys.cookie,
+            ids=None if self._part is None else self._part.ids,
+            keys=self._keys,
+            slowest_bps=min((each.egress for each in self._config.interfaces), default=None),
         )
 
 
 def _ceilings(config: Config) -> dict[str, str | None]:
     return {each.name: each.max_class for each in config.listeners}
-
-
-async def run(config: Config, *, state_dir: Path, conf: Path | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, drain, return. conf: what SIGHUP reads again."""
-    logs.configure(config.log.format, config.log.level)
-    more_descriptors()
-    # The order is the point: the helper starts with all rights, and before a door opens nobody else has them.
-    keeping = keeper.spawn(config.link_policy(), state_dir)
-    privileges.drop(privileges.kept(_ports(config), root=os.geteuid() == 0))
-    stop, hangup = asyncio.Event(), asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)  # while models load, it can wait
-    try:
-        gateway = Gateway(config, state_dir=state_dir)
-        if keeping is not None:
-            await keeping.start(gateway.metrics.show_links)
-        await gateway.start()
-        # Only now: a signal while models load has nothing to finish, and may end the process as it always does.
-        for each in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(each, stop.set)
-        settle()
-        gateway.announce()
-        reloading = asyncio.create_task(_reloads(gateway, keeping, conf, hangup))
-        try:
-            await stop.wait()
-            await gateway.drain()
-        finally:
-            reloading.cancel()
-            await asyncio.gather(reloading, return_exceptions=True)
-            await gateway.close()
-    finally:
-        if keeping is not None:
-            await keeping.close()
 
 
 def settle() -> None:
@@ -223,19 +232,3 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-async def _reloads(gateway: Gateway, keeping: keeper.Keeper | None, conf: Path | None, hangup: asyncio.Event) -> None:
-    """One after another; signals that come meanwhile are one."""
-    while True:
-        await hangup.wait()
-        hangup.clear()
-        if conf is None:
-            _log.warning("reload_failed", problems=[], detail="this gateway was not started from a file")
-            continue
-        if await reload(conf, gateway, helped=keeping is not None) and keeping is not None:
-            keeping.use_policy(gateway.config.link_policy())
-
-
-def _ports(config: Config) -> list[int]:
-    return [each.port for listener in config.listeners for each in listener.bind] + [config.admin.bind.port]

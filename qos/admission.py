@@ -50,15 +50,16 @@ def too_late(now: float, latest: float, *, class_in_flight: int) -> bool:
     return now > latest and class_in_flight > 0
 
 
-def to_evict(waiting: Iterable[int], held: Iterable[Place]) -> list[Place]:
+def to_evict(waiting: Iterable[int], held: Iterable[Place], *, leaving_elsewhere: int = 0) -> list[Place]:
     """The sheddable work that ends now. waiting: ranks of those that found no place, one each; held: oldest first.
 
     One for each that waits and outranks it, less those already on their way out; of the lowest class the newest first,
     for it has spent least.
+    leaving_elsewhere: how many are on their way out that are not among these.
     """
     ranks = sorted(waiting)
     candidates = sorted(enumerate(held), key=lambda each: (each[1].rank, each[0]))
-    leaving = sum(1 for _, place in candidates if place.evicted)
+    leaving = leaving_elsewhere + sum(1 for _, place in candidates if place.evicted)
     chosen = []
     for rank in ranks[leaving:]:
         candidates = [each for each in candidates if not each[1].evicted]

@@ -18,17 +18,17 @@ from typing import Protocol
 from inferlane.errors import Reason
 from qos.advice import advice
 from qos.promise import HURRIED, LATE, MISSED, PLACES, REFUSED, Breach, Part, Promise, Refusals, Report, Spent, spent
+from qos.record import Record, Sample, Sampled, Slice
 from qos.timeline import Timeline
 from qos.traffic_class import TrafficClass
 
-__all__ = ["KEPT_SHARE", "WINDOW_S", "Diagnosis", "Finished", "quantiles", "report"]
+__all__ = ["KEPT_SHARE", "WINDOW_S", "Diagnosis", "Finished", "judged", "quantiles", "report"]
 
 WINDOW_S = 300.0
 """A report is about so many seconds: what an admin who was called still finds."""
 KEPT_SHARE = 0.999
 """A promise holds while so many of the requests are answered in time."""
 _SLICE_S = 30.0
-_MOST_SAMPLES = 64  # a slice's; ten of them tell a p99
 # A client that says what is left of the class's own time means the class's deadline.
 _SHORTER = 0.9
 _OK, _QUEUE_TIMEOUT, _TOO_LATE = "ok", Reason.QUEUE_TIMEOUT.label, Reason.TOO_LATE.label
@@ -51,41 +51,11 @@ class Finished(Protocol):
 
 
 @dataclass(slots=True)
-class _Sample:
-    timeline: Timeline
-    streaming: bool
-    reason: str
-
-
-@dataclass(slots=True)
-class _Sampled:
-    """How many there were, and every stride-th of them."""
-
-    count: int = 0
-    stride: int = 1
-    samples: list[_Sample] = field(default_factory=list)
-
-    def keep(self, sample: _Sample) -> None:
-        self.samples.append(sample)
-        if len(self.samples) > _MOST_SAMPLES:
-            del self.samples[::2]
-            self.stride *= 2
-
-
-@dataclass(slots=True)
-class _Slice:
-    ends: float
-    kept: _Sampled = field(default_factory=_Sampled)
-    missed: _Sampled = field(default_factory=_Sampled)
-    reasons: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(slots=True)
 class _Watch:
     """One class in one pool."""
 
     traffic_class: TrafficClass
-    slices: deque[_Slice] = field(default_factory=lambda: deque(maxlen=round(WINDOW_S / _SLICE_S) + 1))
+    slices: deque[Slice] = field(default_factory=lambda: deque(maxlen=round(WINDOW_S / _SLICE_S) + 1))
 
 
 class Diagnosis:
@@ -107,7 +77,7 @@ class Diagnosis:
             watch = self._watches[key] = _Watch(traffic_class)
         watch.traffic_class = traffic_class
         if not watch.slices or now >= watch.slices[-1].ends:
-            watch.slices.append(_Slice(now + _SLICE_S))
+            watch.slices.append(Slice(now + _SLICE_S))
         current = watch.slices[-1]
         if reason == _OK and _late(finished, timeline, now):
             reason = LATE
@@ -116,26 +86,31 @@ class Diagnosis:
         else:
             if reason in MISSED and reason != _QUEUE_TIMEOUT and _hurried(finished, timeline):
                 reason = HURRIED
-            current.reasons[reason] += 1
+            current.reasons[reason] = current.reasons.get(reason, 0) + 1
             if reason not in MISSED:
                 return
             seen = current.missed
         seen.count += 1
         if not seen.count % seen.stride:
-            seen.keep(_Sample(timeline, finished.streaming, reason))
+            seen.keep(Sample(timeline, finished.streaming, reason))
 
     def promises(self, now: float) -> Iterator[Promise]:
         """One by one, by rank and pool, about the window that ends now: each costs some milliseconds."""
+        yield from map(judged, self.records(now))
+
+    def records(self, now: float) -> Iterator[Record]:
+        """What they are judged by, in the same order; it stays the diagnosis's own."""
         watches = sorted(self._watches.items(), key=lambda each: (each[1].traffic_class.rank, each[0]))
         for (_, pool), watch in watches:
             slices = [each for each in watch.slices if each.ends > now - WINDOW_S]
             if slices:
-                yield _promise(watch.traffic_class, pool, slices)
+                of = watch.traffic_class
+                yield Record(of.name, of.rank, of.deadline_s, pool, slices)
 
 
-def report(promises: Sequence[Promise]) -> Report:
-    """All of them as one."""
-    return Report(window_s=WINDOW_S, holds=all(each.holds for each in promises), promises=promises)
+def report(promises: Sequence[Promise], silent: Sequence[str] = ()) -> Report:
+    """All of them as one. silent: the workers that were asked for their part and did not tell it."""
+    return Report(window_s=WINDOW_S, holds=all(each.holds for each in promises), promises=promises, silent=list(silent))
 
 
 def _late(finished: Finished, timeline: Timeline, now: float) -> bool:
@@ -147,7 +122,9 @@ def _hurried(finished: Finished, timeline: Timeline) -> bool:
     return finished.deadline - timeline.received < finished.traffic_class.deadline_s * _SHORTER
 
 
-def _promise(traffic_class: TrafficClass, pool: str, slices: Sequence[_Slice]) -> Promise:
+def judged(record: Record) -> Promise:
+    """How one promise stands: some milliseconds of work."""
+    slices = record.slices
     reasons: Counter[str] = Counter()
     for each in slices:
         reasons.update(each.reasons)
@@ -158,16 +135,16 @@ def _promise(traffic_class: TrafficClass, pool: str, slices: Sequence[_Slice]) -
     everybody = [(weight, took) for weight, _, took in (*in_time, *late)]
     parts = _parts(everybody)
     promise = Promise(
-        traffic_class=traffic_class.name,
-        pool=pool,
-        deadline_s=traffic_class.deadline_s,
+        traffic_class=record.traffic_class,
+        pool=record.pool,
+        deadline_s=record.deadline_s,
         kept=kept,
         missed=missed,
         refused=refused,
         holds=missed + refused <= (1 - KEPT_SHARE) * (kept + missed + refused),
         whole=_whole(everybody),
         parts=parts,
-        breaches=_breaches(in_time, late, parts, traffic_class.deadline_s),
+        breaches=_breaches(in_time, late, parts, record.deadline_s),
         refusals=[
             Refusals(reason=reason, place=PLACES.get(reason, "client"), count=count)
             for reason, count in reasons.most_common()
@@ -180,7 +157,7 @@ _Times = list[tuple[int, str, dict[Part, float]]]
 """Of a sample: how many requests it stands for, its reason, its parts."""
 
 
-def _times(sampled: Iterable[_Sampled]) -> _Times:
+def _times(sampled: Iterable[Sampled]) -> _Times:
     return [
         (many.stride, each.reason, spent(each.timeline, streaming=each.streaming))
         for many in sampled

@@ -169,6 +169,11 @@ class FairQueue(Generic[Item]):
             client.by_due = [place for place in client.by_due if place[2].waiting]
             heapq.heapify(client.by_due)
 
+    @property
+    def clients(self) -> int:
+        """Of how many clients something waits."""
+        return len(self._clients) - len(self._idle)
+
     def waiting_of(self, name: str) -> int:
         """How many requests of this client wait."""
         client = self._clients.get(name)

@@ -190,6 +190,10 @@ class AdaptiveLimit:
         self._step = _STEP_MOST / 2
         self._move_to(self._level * (1 - self._failing / 2), now)
 
+    def adopt(self, limit: int, now: float) -> None:
+        """Go on from what another one found, who saw other answers of the same endpoint."""
+        self._move_to(float(limit), now)
+
     def _settings(self) -> tuple[int, int]:
         high = round(self._level)
         return max(self._floor, min(high - 1, round(high * _LOW))), high

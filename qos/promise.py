@@ -8,7 +8,7 @@ token stream to its first byte, where the deadline ends.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from inferlane.errors import Reason
@@ -143,6 +143,8 @@ class Report:
     window_s: float
     holds: bool
     promises: Sequence[Promise]
+    silent: Sequence[str] = field(default_factory=list)
+    """Workers of the gateway that did not tell their part."""
 
 
 def spent(timeline: Timeline, *, streaming: bool = False) -> dict[Part, float]:

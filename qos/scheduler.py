@@ -30,7 +30,7 @@ from typing import Generic, TypeVar
 
 from qos.fairness import Entry, FairQueue
 
-__all__ = ["MOST_PASSED_OVER", "ClassBounds", "ClassQueues", "Entry"]
+__all__ = ["MOST_PASSED_OVER", "ClassBounds", "ClassQueues", "Entry", "Turns", "next_rank", "took_turn"]
 
 Item = TypeVar("Item")
 
@@ -54,31 +54,77 @@ class ClassBounds:
 
 
 @dataclass(slots=True, eq=False)
-class _Class(Generic[Item]):
-    bounds: ClassBounds
-    queue: FairQueue[Item] = field(default_factory=FairQueue)
-    # OrderedDict, not dict: the newest is found without a walk over those that left.
-    arrivals: OrderedDict[Entry[Item], None] = field(default_factory=OrderedDict)
-    bytes: int = 0
+class Turns:
+    """What one class's turns were so far."""
+
+    share: float
     passed_over: int = 0
     credit: float = 0.0
     """Turns that its share has earned it and that it has not had."""
 
+    def starves(self, held: int, places: int) -> bool:
+        """Whether the floor gives it the next turn."""
+        return self.passed_over >= MOST_PASSED_OVER and held < max(1, places // MOST_PASSED_OVER)
+
+    def is_short_of_its_share(self, held: int, places: int) -> bool:
+        """Whether its share does."""
+        own = self.share * places + _ROUNDING
+        return held + 1 <= own or (held + _ROUNDING < self.share * places and self.credit + self.share + _ROUNDING >= 1)
+
+
+def next_rank(turns: Sequence[Turns], waits: Sequence[bool], held: Sequence[int], places: int) -> int | None:
+    """The class whose turn it is; None: nobody waits. All by rank; a rank missing in `held` holds none."""
+    aged: int | None = None
+    short: int | None = None
+    highest: int | None = None
+    for rank, each in enumerate(turns):
+        if not waits[rank]:
+            continue
+        holds = held[rank] if rank < len(held) else 0
+        if each.starves(holds, places) and (aged is None or each.passed_over > turns[aged].passed_over):
+            aged = rank
+        if short is None and each.share and each.is_short_of_its_share(holds, places):
+            short = rank
+        if highest is None:
+            highest = rank
+    if aged is not None:
+        return aged
+    return highest if short is None else short
+
+
+def took_turn(turns: Sequence[Turns], waits: Sequence[bool], rank: int) -> None:
+    """This class had its turn, and all others that wait were passed over."""
+    # Who is held up by others' turns must not save up more of them than others can have been ahead.
+    most_credit = float(len(turns))
+    for each, waiting in zip(turns, waits, strict=True):
+        if waiting:
+            each.passed_over += 1
+            each.credit = min(each.credit + each.share, most_credit)
+    turns[rank].passed_over = 0
+    turns[rank].credit = max(0.0, turns[rank].credit - 1)
+
+
+@dataclass(slots=True, eq=False)
+class _Class(Generic[Item]):
+    bounds: ClassBounds
+    turns: Turns
+    queue: FairQueue[Item] = field(default_factory=FairQueue)
+    # OrderedDict, not dict: the newest is found without a walk over those that left.
+    arrivals: OrderedDict[Entry[Item], None] = field(default_factory=OrderedDict)
+    bytes: int = 0
+    entries_elsewhere: int = 0
+    bytes_elsewhere: int = 0
+
     def has_room(self, size: int) -> bool:
-        return len(self.arrivals) < self.bounds.most_entries and self.bytes + size <= self.bounds.most_bytes
+        return (
+            len(self.arrivals) + self.entries_elsewhere < self.bounds.most_entries
+            and self.bytes + self.bytes_elsewhere + size <= self.bounds.most_bytes
+        )
 
     def add(self, entry: Entry[Item], *, debt_s: float | None = None) -> None:
         self.queue.add(entry, debt_s=debt_s)
         self.arrivals[entry] = None
         self.bytes += entry.size
-
-    def starves(self, held: int, places: int) -> bool:
-        return self.passed_over >= MOST_PASSED_OVER and held < max(1, places // MOST_PASSED_OVER)
-
-    def is_short_of_its_share(self, held: int, places: int) -> bool:
-        share = self.bounds.share
-        own = share * places + _ROUNDING
-        return held + 1 <= own or (held + _ROUNDING < share * places and self.credit + share + _ROUNDING >= 1)
 
 
 class ClassQueues(Generic[Item]):
@@ -89,7 +135,8 @@ class ClassQueues(Generic[Item]):
         self.max_bytes = max_bytes
         self.bytes = 0
         self._waiting = 0
-        self._classes: list[_Class[Item]] = [_Class(each) for each in bounds]
+        self._entries_elsewhere = self._bytes_elsewhere = 0
+        self._classes: list[_Class[Item]] = _classes(bounds)
         self._expiries: list[tuple[float, int, Entry[Item]]] = []
         self._arrivals = count()
 
@@ -142,9 +189,13 @@ class ClassQueues(Generic[Item]):
         return displaced
 
     def _room_beside(self, its_class: _Class[Item], size: int, client: str) -> list[Entry[Item]] | None:
-        bounds, waiting = its_class.bounds, len(its_class.arrivals)
-        too_many = max(waiting + 1 - bounds.most_entries, self._waiting + 1 - self.max_entries)
-        too_large = max(its_class.bytes + size - bounds.most_bytes, self.bytes + size - self.max_bytes)
+        bounds, waiting = its_class.bounds, len(its_class.arrivals) + its_class.entries_elsewhere
+        held = its_class.bytes + its_class.bytes_elsewhere
+        too_many, too_large = self._too_much(size)
+        too_many, too_large = (
+            max(too_many, waiting + 1 - bounds.most_entries),
+            max(too_large, held + size - bounds.most_bytes),
+        )
         heaviest, count = its_class.queue.heaviest()
         may_go = count - its_class.queue.waiting_of(client) - 1
         displaced: list[Entry[Item]] = []
@@ -159,7 +210,7 @@ class ClassQueues(Generic[Item]):
         return None
 
     def _room_below(self, rank: int, size: int) -> list[Entry[Item]] | None:
-        too_many, too_large = self._waiting + 1 - self.max_entries, self.bytes + size - self.max_bytes
+        too_many, too_large = self._too_much(size)
         if too_many <= 0 and too_large <= 0:
             return []
         lower = self._classes[:rank:-1]
@@ -180,37 +231,35 @@ class ClassQueues(Generic[Item]):
 
         in_flight: places held by rank, a missing rank holds none. places: of the whole pool, free or not.
         """
-        aged: _Class[Item] | None = None
-        short: _Class[Item] | None = None
-        highest: _Class[Item] | None = None
-        for rank, each in enumerate(self._classes):
-            if not each.arrivals:
-                continue
-            held = in_flight[rank] if rank < len(in_flight) else 0
-            if each.starves(held, places) and (aged is None or each.passed_over > aged.passed_over):
-                aged = each
-            if short is None and each.bounds.share and each.is_short_of_its_share(held, places):
-                short = each
-            if highest is None:
-                highest = each
-        chosen = aged or short or highest
-        return None if chosen is None else chosen.queue.first()
+        rank = next_rank(self._turns(), self._waits(), in_flight, places)
+        return None if rank is None else self._classes[rank].queue.first()
+
+    def first_of(self, rank: int) -> Entry[Item] | None:
+        """The entry of this rank to be served next, whosever turn it is; None: none waits."""
+        return self._classes[rank].queue.first() if rank < len(self._classes) else None
+
+    def eldest_of(self, rank: int) -> Entry[Item] | None:
+        """The entry of this rank that came first of those that wait."""
+        return next(iter(self._classes[rank].arrivals), None) if rank < len(self._classes) else None
+
+    def clients_of(self, rank: int) -> int:
+        """Of how many clients requests wait in this rank."""
+        return self._classes[rank].queue.clients if rank < len(self._classes) else 0
+
+    def others_have(self, waiting: Sequence[tuple[int, int]]) -> None:
+        """What other gates have waiting that the bounds are shared with: entries and bytes, by rank."""
+        for each, (entries, size) in zip(self._classes, waiting, strict=True):
+            each.entries_elsewhere, each.bytes_elsewhere = entries, size
+        self._entries_elsewhere = sum(entries for entries, _ in waiting)
+        self._bytes_elsewhere = sum(size for _, size in waiting)
 
     def serve(self, entry: Entry[Item], cost_s: float) -> None:
         """Remove an entry because it gets a place: that is its class's turn, and its client is charged the estimate of
         its backend time, seconds. One that has left already stays gone, and it was nobody's turn."""
         if not entry.waiting:
             return
-        its_class = self._classes[entry.rank]
-        # Who is held up by others' turns must not save up more of them than others can have been ahead.
-        most_credit = float(len(self._classes))
-        for each in self._classes:
-            if each.arrivals:
-                each.passed_over += 1
-                each.credit = min(each.credit + each.bounds.share, most_credit)
-        its_class.passed_over = 0
-        its_class.credit = max(0.0, its_class.credit - 1)
-        its_class.queue.serve(entry, cost_s)
+        took_turn(self._turns(), self._waits(), entry.rank)
+        self._classes[entry.rank].queue.serve(entry, cost_s)
         self._left(entry)
 
     def settle(self, rank: int, client: str, difference_s: float) -> None:
@@ -235,7 +284,7 @@ class ClassQueues(Generic[Item]):
     def use_classes(self, bounds: Sequence[ClassBounds], rank_of: Callable[[Entry[Item]], int]) -> None:
         """The classes have changed. What waits goes to its new rank, past its bounds if need be, and keeps its order
         there: what its client owes goes with it. rank_of: one of the bounds'."""
-        before, self._classes = self._classes, [_Class(each) for each in bounds]
+        before, self._classes = self._classes, _classes(bounds)
         moved = [(entry, each.queue.debt_s(entry.client)) for each in before for entry in each.queue]
         for entry, _ in moved:
             entry.rank = rank_of(entry)
@@ -260,7 +309,19 @@ class ClassQueues(Generic[Item]):
         return self._expiries[0][0] if self._expiries else None
 
     def _has_room(self, size: int) -> bool:
-        return self._waiting < self.max_entries and self.bytes + size <= self.max_bytes
+        too_many, too_large = self._too_much(size)
+        return too_many <= 0 and too_large <= 0
+
+    def _too_much(self, size: int) -> tuple[int, int]:
+        """By how many entries and bytes the bounds of all classes would be passed with one more of this size."""
+        entries, held = self._waiting + self._entries_elsewhere, self.bytes + self._bytes_elsewhere
+        return entries + 1 - self.max_entries, held + size - self.max_bytes
+
+    def _turns(self) -> list[Turns]:
+        return [each.turns for each in self._classes]
+
+    def _waits(self) -> list[bool]:
+        return [bool(each.arrivals) for each in self._classes]
 
     def _left(self, entry: Entry[Item]) -> None:
         its_class = self._classes[entry.rank]
@@ -272,3 +333,7 @@ class ClassQueues(Generic[Item]):
         if len(self._expiries) > 2 * self._waiting + _SLACK:
             self._expiries = [expiry for expiry in self._expiries if expiry[2].waiting]
             heapq.heapify(self._expiries)
+
+
+def _classes(bounds: Sequence[ClassBounds]) -> list[_Class[Item]]:
+    return [_Class(each, Turns(each.share)) for each in bounds]

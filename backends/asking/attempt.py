@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Protocol, Self
 
 from backends.asking.verdict import outcome_of
@@ -78,7 +77,7 @@ class Copy:
         )
         if outcome.ending in _CLIENTS_TOO and not isinstance(result, Reply) and not self.request.body.complete:
             # The client did not send all of it: slow or broken uploads would eject one endpoint after the other.
-            return replace(outcome, ending=Ending.CANCELLED, latency_s=0.0)
+            return outcome._replace(ending=Ending.CANCELLED, latency_s=0.0)
         return outcome
 
 

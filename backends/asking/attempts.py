@@ -119,6 +119,10 @@ class Attempts:
             walk.hedge.earn()
         while True:
             copy = await self._ask(place, walk)
+            reply = copy.result
+            if isinstance(reply, Reply) and reply.status < 400 and isinstance(reply.body, bytes):
+                # Nothing is to be judged before its end.
+                return Attempt(copy, reply, count=len(walk.asked), hedged=walk.hedged)
             outcome = copy.outcome()
             if not may_retry(copy.result, outcome.ending) or not self._try_again(walk):
                 return self._hand_on(copy, outcome, walk)

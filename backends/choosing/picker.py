@@ -28,7 +28,12 @@ class Candidate(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Requests it is answering now."""
+        """Requests it is answering now that were sent from here, so that their answers will tell of it."""
+        ...
+
+    @property
+    def busy(self) -> int:
+        """Requests it is answering now, of all workers."""
         ...
 
     @property
@@ -75,7 +80,7 @@ def round_robin(candidates: Sequence[Candidate], context: Context) -> int | None
 
 def least_in_flight(candidates: Sequence[Candidate], context: Context) -> int | None:
     """The one with the fewest requests in flight."""
-    return min(_with_room(candidates, context), key=lambda index: candidates[index].in_flight, default=None)
+    return min(_with_room(candidates, context), key=lambda index: candidates[index].busy, default=None)
 
 
 def least_latency(candidates: Sequence[Candidate], context: Context) -> int | None:
@@ -96,7 +101,7 @@ def least_latency(candidates: Sequence[Candidate], context: Context) -> int | No
     if len(with_room) < 2:
         return with_room[0] if with_room else None
     slots = [each.slots for each in candidates]
-    loads = [each.in_flight / most for each, most in zip(candidates, slots, strict=True)]
+    loads = [each.busy / most for each, most in zip(candidates, slots, strict=True)]
     hot = sorted(loads)[ceil(Q_RIF * len(loads)) - 1]
     best: int | None = None
     least_s = inf

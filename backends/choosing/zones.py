@@ -20,7 +20,12 @@ class Zoned(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Requests it is answering now."""
+        """Requests it is answering now that were sent from here, so that their answers will tell of it."""
+        ...
+
+    @property
+    def busy(self) -> int:
+        """Requests it is answering now, of all workers."""
         ...
 
     def room(self, now: float) -> int:
@@ -63,7 +68,7 @@ def nearest_first(endpoints: Sequence[_Endpoint], zones: Sequence[str], *, now: 
     least_s: float | None = None
     for place in sorted(groups):
         group = groups[place]
-        free = [each for each in group if each.in_flight < each.room(now)]
+        free = [each for each in group if each.busy < each.room(now)]
         if least_s is None or (free and _is_sooner(free, least_s, now, full=not chosen)):
             forgotten = [each for each in chosen if each.forgotten(now)]
             if forgotten:

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
+
+import structlog
 
 from backends.remote.lookup import look_up
 from backends.remote.marks import mark_socket
@@ -22,8 +26,15 @@ __all__ = ["CONNECT_S", "Address", "connects", "open_socket", "reaching", "resol
 CONNECT_S = 1.0
 """Longest wait for a connection: a lost SYN is repeated after 1 s (RFC 6298); another endpoint is nearer."""
 
-Address = tuple[Any, ...]
-"""As getaddrinfo gives it: (host, port) for IPv4, two numbers more for IPv6."""
+TELL_S = 10.0
+"""The log says at most this often that descriptors ran out."""
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+_told_at = -TELL_S
+
+_log = structlog.get_logger("inferlane.backends")
+
+Address = tuple[Any, ...] | str
+"""As getaddrinfo gives it: (host, port) for IPv4, two numbers more for IPv6; the path of a Unix socket."""
 
 
 def open_socket(family: int, kind: socket.SocketKind, mark: Mark = UNMARKED) -> socket.socket:
@@ -70,13 +81,28 @@ async def reaching(deadline: float) -> AsyncIterator[None]:
             raise Refused(Reason.DEADLINE, "the request's time was up while connecting to the backend") from None
         raise unreachable(f"no connection within {CONNECT_S:g} s") from None
     except OSError as error:
-        raise unreachable(_why(error)) from None
+        raise unreachable(error) from None
 
 
 def unreachable(why: str | OSError) -> Refused:
     """The refusal of a request whose backend is not there. It names no address: clients may not know ours."""
+    if isinstance(why, OSError) and why.errno in _NO_DESCRIPTORS:
+        _tell_no_descriptors(why)
+        return Refused(Reason.NO_ENDPOINT, "no descriptors: the gateway has too many connections open to open another")
     text = why if isinstance(why, str) else _why(why)
     return Refused(Reason.BACKEND_FAILED, f"the backend cannot be reached: {text}", status=503)
+
+
+def _tell_no_descriptors(error: OSError) -> None:
+    """Say so, but not for each request that meets it."""
+    global _told_at
+    now = monotonic()
+    if now - _told_at < TELL_S:
+        return
+    _told_at = now
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    remedy = "raise LimitNOFILE= of the service, or ulimit -n; ENFILE: sysctl fs.file-max"
+    _log.error("no_descriptors", why=os.strerror(error.errno or 0), limit=limit, hard_limit=most, remedy=remedy)
 
 
 def _why(error: OSError) -> str:

@@ -14,17 +14,22 @@ from math import inf
 from time import monotonic
 from typing import Protocol, cast
 
-from backends.remote.fields import is_event_stream
-from backends.remote.http1 import Garbage, ReplyReader
+from backends.remote.fields import Said
+from backends.remote.http1 import Garbage, Heads, ReplyReader
 from backends.remote.reply_body import ReplyBody
 from inferlane.errors import Reason, Refused
 
-__all__ = ["Answer", "Connection", "Owner", "Stale", "Upload"]
+__all__ = ["MOST_BUFFERED", "READ", "Answer", "Connection", "Owner", "Stale", "Upload"]
 
 WHOLE_REPLY = 64 * 1024
 """A reply announced to be no longer than this is waited for and handed on as bytes."""
-MOST_BUFFERED = 256 * 1024
-"""Reading stops while this much waits for the client; one asyncio read brings at most as much again."""
+READ = 64 * 1024
+"""Bytes of one read. Loops read 256 KiB at a time where a protocol leaves it to them, and a client that does not read
+costs what was read for it, here and once more in its door."""
+MOST_BUFFERED = 64 * 1024
+"""Reading stops while more than this waits for the client; one read may have brought READ beyond it."""
+MOST_UNSENT = 64 * 1024
+"""An upload waits while more than this of it was not taken by the backend's socket."""
 
 
 class Stale(Refused):
@@ -36,7 +41,8 @@ class Answer:
     """A reply as HTTP has it."""
 
     status: int
-    fields: list[tuple[bytes, bytes]]
+    said: Said
+    """By its header fields."""
     body: bytes | ReplyBody
     first_byte: float
     """Monotonic seconds."""
@@ -76,10 +82,16 @@ class _Phase(Enum):
     CLOSED = auto()
 
 
-class Connection(asyncio.Protocol):
+# read several times a request, and an enum's members are looked up slowly
+_IDLE, _ASKED, _ANSWERING, _CLOSED = _Phase
+
+
+class Connection(asyncio.BufferedProtocol):
     """IDLE -> ASKED -> (ANSWERING ->) IDLE, and from everywhere to CLOSED.
 
-    class_name: the traffic class it carries; connections are never shared between classes.
+    class_name: the traffic class it carries; connections are never shared between classes;
+    heads: what was read before on the connections of the same server; room: where all connections of one loop may
+    read, READ bytes, because each takes what it read before another reads.
     """
 
     __slots__ = (
@@ -94,6 +106,7 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_phase",
         "_reader",
+        "_room",
         "_takes_events",
         "_timer",
         "_timer_at",
@@ -107,13 +120,16 @@ class Connection(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, owner: Owner, class_name: str) -> None:
+    def __init__(
+        self, owner: Owner, class_name: str, heads: Heads | None = None, room: memoryview | None = None
+    ) -> None:
         self.class_name = class_name
         self.idle_since = monotonic()
         self._owner = owner
         self._loop = asyncio.get_running_loop()
-        self._phase = _Phase.IDLE
-        self._reader = ReplyReader()
+        self._phase = _IDLE
+        self._reader = ReplyReader(heads)
+        self._room = memoryview(bytearray(READ)) if room is None else room
         self._exchanges = 0
         self._deadline = inf
         self._takes_events = False
@@ -136,7 +152,7 @@ class Connection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Whether it can be asked."""
-        return self._phase is _Phase.IDLE
+        return self._phase is _IDLE
 
     async def ask(
         self,
@@ -155,7 +171,7 @@ class Connection(asyncio.Protocol):
         """
         if self._error is not None:
             raise self._error  # closed by the other side since it was taken or opened
-        self._phase = _Phase.ASKED
+        self._phase = _ASKED
         self._exchanges += 1
         self._first_byte = None
         self._takes_events = events
@@ -177,9 +193,9 @@ class Connection(asyncio.Protocol):
 
     def close(self, error: Exception | None = None) -> None:
         """End at once; whoever still waits gets `error`."""
-        if self._phase is _Phase.CLOSED:
+        if self._phase is _CLOSED:
             return
-        self._phase = _Phase.CLOSED
+        self._phase = _CLOSED
         self._error = error or Refused(Reason.BACKEND_FAILED, "the connection to the backend was closed")
         self._transport.abort()
         if self._timer is not None:
@@ -247,7 +263,7 @@ class Connection(asyncio.Protocol):
             self._more = self._loop.create_future()
             await self._more
         piece = reader.take()
-        if self._paused and self._phase is _Phase.ANSWERING:
+        if self._paused and self._phase is _ANSWERING:
             self._paused = False
             self._transport.resume_reading()
         return piece
@@ -255,16 +271,18 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> None:
         """What was read may have completed something."""
         reader = self._reader
-        if reader.complete:
-            self._deadline = inf
-        if self._phase is _Phase.ASKED:
+        if self._phase is _ASKED:
             if reader.complete:
+                self._deadline = inf
                 self._answer(reader.take())
                 self._settle()
-            elif reader.buffered and self._in_pieces():
-                self._phase = _Phase.ANSWERING
+                return
+            if reader.buffered and self._in_pieces():
+                self._phase = _ANSWERING
                 self._answer(ReplyBody(self))
-        if self._phase is _Phase.ANSWERING:
+        if self._phase is _ANSWERING:
+            if reader.complete:
+                self._deadline = inf
             self._wake_reader()
             if reader.buffered > MOST_BUFFERED and not self._paused:
                 self._paused = True
@@ -272,7 +290,7 @@ class Connection(asyncio.Protocol):
 
     def _in_pieces(self) -> bool:
         """Whether the rest of the body is handed on as it comes. An event stream has met its deadline with this."""
-        if self._takes_events and is_event_stream(self._reader.fields):
+        if self._takes_events and self._reader.said.event_stream:
             self._events = True
             self._deadline = inf
             self._first_byte = monotonic()  # of a token: heads of streams come long before
@@ -283,13 +301,14 @@ class Connection(asyncio.Protocol):
         waiter, self._waiter = self._waiter, None
         assert waiter is not None and self._first_byte is not None  # the phase says so
         if not waiter.done():  # done: cancelled, and the ReplyBody closes the connection as it is dropped here
-            waiter.set_result(Answer(self._reader.status, self._reader.fields, body, self._first_byte))
+            reader = self._reader
+            waiter.set_result(Answer(reader.status, reader.said, body, self._first_byte))
 
     def _settle(self) -> None:
         """The reply was taken to its end."""
-        if self._phase is _Phase.CLOSED:
+        if self._phase is _CLOSED:
             return
-        self._phase = _Phase.IDLE
+        self._phase = _IDLE
         if self._upload is None and self._reader.keep_alive:
             self._owner.keep(self)
         else:
@@ -324,9 +343,17 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # what create_connection makes, under uvloop too
+        self._transport.set_write_buffer_limits(high=MOST_UNSENT)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._room[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
-        if not self._waiting_for_more():
+        """What was read."""
+        if self._phase is not _ASKED and self._phase is not _ANSWERING:
             self.close()  # nobody asked: what these bytes answer can only be guessed
             return
         if self._first_byte is None:
@@ -355,7 +382,7 @@ class Connection(asyncio.Protocol):
             self.close(self._broken_off())
 
     def _waiting_for_more(self) -> bool:
-        return self._phase is _Phase.ASKED or self._phase is _Phase.ANSWERING
+        return self._phase is _ASKED or self._phase is _ANSWERING
 
     def _broken_off(self) -> Refused:
         if self._first_byte is None and self._exchanges > 1:

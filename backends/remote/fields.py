@@ -4,19 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from backends.messages import Fields
 
-__all__ = [
-    "compute_seconds",
-    "duration_text",
-    "is_encoded",
-    "is_event_stream",
-    "json_length",
-    "queue_seconds",
-    "to_backend",
-    "to_client",
-]
+__all__ = ["Said", "duration_text", "is_encoded", "said_by", "to_backend"]
 
 # RFC 9110 section 7.6.1: meant for one connection. `proxy-*` (with RFC 9110 section 11.7) is dropped by its prefix.
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"})
@@ -47,14 +39,69 @@ _NOT_TO_CLIENT = _HOP_BY_HOP | {
 }
 
 
+@dataclass(slots=True, frozen=True)
+class Said:
+    """What a reply's fields say to us, and those that its client may see."""
+
+    to_client: Fields
+    compute_s: float | None
+    """The `compute` part of its Server-Timing, milliseconds there and seconds here; None: not told."""
+    queue_s: float | None
+    """The `queue` part, likewise: how long the request waited inside the backend."""
+    encoded: bool
+    """Its body is compressed, so that nobody but its reader can look into it."""
+    event_stream: bool
+    """Its body is of server-sent events (HTML Living Standard, section 9.2)."""
+    json_length: int | None
+    """Bytes of JSON before the binary tensors."""
+    no_number: bool
+    """The length of its JSON is none."""
+
+
 def to_backend(fields: Fields) -> list[tuple[bytes, bytes]]:
     """The client's fields that a backend may see."""
     return _passing(fields, _NOT_TO_BACKEND)
 
 
-def to_client(fields: Iterable[tuple[bytes, bytes]]) -> Fields:
-    """The backend's fields that the client may see."""
-    return tuple(_passing(fields, _NOT_TO_CLIENT))
+def said_by(fields: Fields) -> Said:
+    """Read a reply's fields, once for all who ask."""
+    json_length: bytes | None = None
+    timings: dict[bytes, float | None] = {}
+    kind: bytes | None = None
+    encoded = False
+    for name, value in fields:
+        if name not in _READ:
+            continue
+        if name == b"content-type":
+            kind = value if kind is None else kind
+        elif name == b"server-timing":
+            _read_timings(value, timings)
+        elif name == b"content-encoding":
+            encoded = encoded or value.lower() != b"identity"
+        elif json_length is None:
+            json_length = value
+    number = None if json_length is None else _decimal(json_length)
+    return Said(
+        tuple(_passing(fields, _NOT_TO_CLIENT)),
+        timings.get(b"compute"),
+        timings.get(b"queue"),
+        encoded,
+        kind is not None and _is_event_stream(kind),
+        number,
+        json_length is not None and number is None,
+    )
+
+
+def _is_event_stream(kind: bytes) -> bool:
+    return kind[:17].lower() == b"text/event-stream" and kind[17:18] in (b"", b";", b" ", b"\t")
+
+
+def is_encoded(fields: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request's body is compressed, so that nobody but its reader can look into it."""
+    return any(name == b"content-encoding" and value.lower() != b"identity" for name, value in fields)
+
+
+_READ = frozenset({b"content-type", b"server-timing", b"content-encoding", b"inference-header-content-length"})
 
 
 def _passing(fields: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
@@ -66,7 +113,7 @@ def _passing(fields: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -
             nominated.update(option.strip(b" \t").lower() for option in field[1].split(b","))
         elif name not in dropped and not name.startswith(_PREFIXES):
             passing.append(field)
-    if nominated - _USUAL_OPTIONS:
+    if nominated and nominated - _USUAL_OPTIONS:
         return [field for field in passing if field[0] not in nominated]
     return passing
 
@@ -74,59 +121,27 @@ def _passing(fields: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -
 _USUAL_OPTIONS = frozenset({b"", b"close", b"keep-alive"})  # nominate nothing that could still be there
 
 
-def json_length(fields: Iterable[tuple[bytes, bytes]]) -> int | None:
-    """Bytes of JSON before the binary tensors, where the reply says so. ValueError where it says nonsense."""
-    for name, value in fields:
-        if name == b"inference-header-content-length":
-            length = _decimal(value)
-            if length is None:
-                raise ValueError("its inference-header-content-length is not a number")
-            return length
-    return None
-
-
 def _decimal(value: bytes) -> int | None:
     # int() would take "+3", "0_3" and blanks; 18 digits are an exabyte
     return int(value) if value.isdigit() and len(value) <= 18 else None
 
 
-def is_event_stream(fields: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a reply is of server-sent events (HTML Living Standard, section 9.2)."""
-    for name, value in fields:
-        if name == b"content-type":
-            return value[:17].lower() == b"text/event-stream" and value[17:18] in (b"", b";", b" ", b"\t")
-    return False
+def _read_timings(value: bytes, timings: dict[bytes, float | None]) -> None:
+    """Durations by their labels, seconds; of those with one label the first counts."""
+    for metric in value.split(b","):
+        label, _, parameters = metric.partition(b";")
+        label = label.strip(b" \t")
+        if label in _OURS and label not in timings:
+            timings[label] = _duration(parameters)
 
 
-def is_encoded(fields: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a body is compressed, so that nobody but its reader can look into it."""
-    return any(name == b"content-encoding" and value.lower() != b"identity" for name, value in fields)
+_OURS = (b"compute", b"queue")
 
 
-def compute_seconds(fields: Iterable[tuple[bytes, bytes]]) -> float | None:
-    """The `compute` part of a backend's Server-Timing, milliseconds there and seconds here; None if not told."""
-    return _timing(fields, b"compute")
-
-
-def queue_seconds(fields: Iterable[tuple[bytes, bytes]]) -> float | None:
-    """The `queue` part, likewise: how long the request waited inside the backend."""
-    return _timing(fields, b"queue")
-
-
-def _timing(fields: Iterable[tuple[bytes, bytes]], part: bytes) -> float | None:
-    for name, value in fields:
-        if name == b"server-timing" and part in value:
-            for metric in value.split(b","):
-                label, *parameters = (each.strip(b" \t") for each in metric.split(b";"))
-                if label == part:
-                    return _duration(parameters)
-    return None
-
-
-def _duration(parameters: list[bytes]) -> float | None:
-    for parameter in parameters:
+def _duration(parameters: bytes) -> float | None:
+    for parameter in parameters.split(b";"):
         name, _, value = parameter.partition(b"=")
-        if name.strip(b" \t").lower() == b"dur":
+        if name == b"dur" or name.strip(b" \t").lower() == b"dur":
             try:
                 milliseconds = float(value.strip(b' \t"'))
             except ValueError:
@@ -136,7 +151,7 @@ def _duration(parameters: list[bytes]) -> float | None:
     return None
 
 
-def duration_text(seconds: float) -> str:
+def duration_text(seconds: float) -> bytes:
     """Remaining time as Inferlane-Timeout carries it: whole milliseconds, microseconds where those are too coarse."""
     microseconds = max(1, int(seconds * 1e6))
-    return f"{microseconds // 1000}ms" if microseconds >= 10_000 else f"{microseconds}us"
+    return b"%dms" % (microseconds // 1000) if microseconds >= 10_000 else b"%dus" % microseconds

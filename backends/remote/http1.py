@@ -7,14 +7,24 @@ errors, because a reader that guesses is a reader that another hop disagrees wit
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-__all__ = ["MAX_HEAD", "Garbage", "ReplyReader"]
+from backends.messages import Fields
+from backends.remote.fields import Said, said_by
+
+__all__ = ["LONGEST_KNOWN", "MAX_HEAD", "MOST_KNOWN", "Garbage", "Heads", "ReplyReader"]
 
 MAX_HEAD = 64 * 1024
 """Most bytes of a reply's head, and of all that is not body: interim replies, chunk extensions, trailers.
 nginx's and Envoy's own limits for a response head are 8 and 60 KiB."""
 
+LONGEST_KNOWN = 1024
+"""Bytes of a head that is known again: those of common servers have 100 to 300."""
+MOST_KNOWN = 64
+"""Heads of one server that are known at a time."""
+_HEAD_END = b"\r\n\r\n"
 _VERSIONS = ("1.1", "1.0")
 
 
@@ -22,12 +32,64 @@ class Garbage(Exception):  # noqa: N818  a verdict on what the backend sent
     """What came is not a reply that RFC 9112 allows; the connection cannot be used any more."""
 
 
+class _Head(NamedTuple):
+    """A head that was read once, and is known again by its bytes."""
+
+    status: int
+    fields: Fields
+    said: Said
+    content_length: int
+
+
+class Heads:
+    """Heads of whole replies that one server has sent, so that its next reply with the same head need not be parsed.
+
+    A head comes in here only if the parser took it, and the bytes behind it, for one whole reply after which the
+    connection goes on. What the parser makes of a reply that has a length depends on the head and on how many bytes
+    follow, never on what those are: the same head with as many bytes behind it is the same verdict.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, _Head] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, data: bytes) -> tuple[_Head, bytes] | None:
+        """If `data` is one whole reply with a head known here: the head, and the body."""
+        end = data.find(_HEAD_END, 0, LONGEST_KNOWN) + 4
+        head = self._known.get(data[:end])
+        if head is None or len(data) - end != head.content_length:
+            return None
+        return head, data[end:]
+
+    def learn(self, data: bytes, reader: ReplyReader) -> None:
+        """All of `data` was fed to this reader before anything else, and its reply is complete."""
+        end = data.find(_HEAD_END, 0, LONGEST_KNOWN) + 4
+        length = reader.content_length
+        if end < 4 or length is None or not reader.keep_alive or len(data) - end != length:
+            return
+        if reader.first != data[end:]:
+            return
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()  # a server that dates its replies makes all of them old every second
+        self._known[data[:end]] = _Head(reader.status, reader.fields, reader.said, length)
+
+
 class ReplyReader:
-    """Reads the replies of one connection, one after the other: `begin`, then `feed` until `complete`."""
+    """Reads the replies of one connection, one after the other: `begin`, then `feed` until `complete`.
+
+    heads: what was read before on the connections of the same server.
+    """
 
     __slots__ = (
         "_body",
+        "_fields",
+        "_fresh",
         "_head_bytes",
+        "_heads",
         "_interim",
         "_parser",
         "_quiet",
@@ -37,12 +99,17 @@ class ReplyReader:
         "fields",
         "head_complete",
         "keep_alive",
+        "said",
         "status",
         "until_close",
     )
 
-    def __init__(self) -> None:
+    said: Said
+
+    def __init__(self, heads: Heads | None = None) -> None:
+        self._heads = Heads() if heads is None else heads
         self._parser = HttpResponseParser(self)
+        self._body: list[bytes] = []
         self.begin()
 
     def __repr__(self) -> str:
@@ -52,7 +119,7 @@ class ReplyReader:
     def begin(self) -> None:
         """Expect the next reply."""
         self.status = 0
-        self.fields: list[tuple[bytes, bytes]] = []
+        self.fields: Fields = ()
         self.content_length: int | None = None
         self.head_complete = False
         self.complete = False
@@ -60,13 +127,33 @@ class ReplyReader:
         self.until_close = False
         """The body has no length of its own: it ends where the connection does (RFC 9112 section 6.3)."""
         self.buffered = 0
-        self._body: list[bytes] = []
-        self._head_bytes = 0
-        self._quiet = 0
-        self._interim = False
+        self._fresh = True
 
     def feed(self, data: bytes) -> None:
         """Read what arrived. Raises Garbage, after which only this connection's end is left."""
+        if not self._fresh:
+            self._parse(data)
+            return
+        self._fresh = False
+        self._body.clear()
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._quiet = 0
+        self._interim = False
+        found = self._heads.find(data)
+        if found is not None:
+            head, body = found
+            self.status, self.fields, self.said, self.content_length = head
+            self.head_complete = self.complete = True
+            if body:
+                self._body.append(body)
+                self.buffered = len(body)
+            return
+        self._parse(data)
+        if self.complete:
+            self._heads.learn(data, self)
+
+    def _parse(self, data: bytes) -> None:
         self._quiet += len(data)
         try:
             self._parser.feed_data(data)
@@ -117,7 +204,7 @@ class ReplyReader:
             self.content_length = int(value)  # llhttp has checked that it is digits, and one
         elif name == b"transfer-encoding" and value.lower() != b"chunked":
             raise Garbage("it uses a transfer coding other than chunked, which nobody offered with TE")
-        self.fields.append((name, value))
+        self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -126,11 +213,13 @@ class ReplyReader:
             raise Garbage(f"it speaks HTTP/{parser.get_http_version()}")
         if 100 <= status < 200 and status != 101:
             self._interim = True
-            self.fields, self.content_length = [], None  # neither is the reply's
+            self._fields, self.content_length = [], None  # neither is the reply's
             return
         if not 200 <= status <= 599:
             raise Garbage(f"its status is {status:03}")
         self.status = status
+        self.fields = tuple(self._fields)
+        self.said = said_by(self.fields)
         self.head_complete = True
         self.keep_alive = parser.should_keep_alive()
         self.until_close = self._has_no_length()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from time import monotonic
 
@@ -71,14 +71,14 @@ class HttpServer:
         """Close its connections; what is in flight fails."""
         await self._connections.close()
 
-    async def post(
+    def post(
         self, traffic_class: TrafficClass, render: Callable[[], bytes], *, deadline: float, events: bool = False
-    ) -> Answer:
+    ) -> Coroutine[None, None, Answer]:
         """A request that is there as a whole, rendered anew for each connection that is tried.
 
         events: the deadline of a reply that is an event stream is until its first byte.
         """
-        return await self._ask(traffic_class.name, mark_of(traffic_class), render, deadline, events=events)
+        return self._ask(traffic_class.name, mark_of(traffic_class), render, deadline, events=events)
 
     async def post_as_it_arrives(
         self, request: Request, render: Callable[[], bytes], upload: Upload, length: int | None
@@ -139,7 +139,7 @@ def head(
     """
     parts = [
         prefix,
-        fields.duration_text(request.deadline - monotonic()).encode(),
+        fields.duration_text(request.deadline - monotonic()),
         b"\r\nx-request-id: ",
         request.request_id.encode(),
     ]
@@ -152,13 +152,17 @@ def head(
     for name, value in fields.to_backend(request.fields):
         if name in dropped:
             continue
-        has_type = has_type or name == b"content-type"
+        if name == b"content-type":
+            has_type = True
         parts += (b"\r\n", name, b": ", value)
     if not has_type:  # it came by datagram or stream, which have no fields
-        kind = b"json" if json_length is None else b"octet-stream"
-        parts += (b"\r\ncontent-type: application/", kind)
+        parts.append(_JSON if json_length is None else _TENSORS)
     parts.append(b"\r\n\r\n")
     return b"".join(parts)
+
+
+_JSON = b"\r\ncontent-type: application/json"
+_TENSORS = b"\r\ncontent-type: application/octet-stream"
 
 
 def read_key(settings: SecretSettings) -> str:
@@ -194,11 +198,10 @@ def begins_as_json(answer: Answer) -> None:
 
     A server that says 200 to everything at once would otherwise look like the fastest of its pool.
     """
-    if not 200 <= answer.status < 300 or fields.is_encoded(answer.fields):
+    if not 200 <= answer.status < 300 or answer.said.encoded:
         return
     first = answer.body if isinstance(answer.body, bytes) else answer.body.first
-    begin = first[:_BLANK].lstrip(b" \t\r\n")
-    if begin[:1] != b"{":
+    if not first.startswith(b"{") and not first[:_BLANK].lstrip(b" \t\r\n").startswith(b"{"):
         raise Refused(Reason.BACKEND_FAILED, f"the backend answered {answer.status} with something that is not JSON")
 
 

@@ -15,7 +15,8 @@ from contextlib import suppress
 from time import monotonic
 
 from backends.remote.address import CONNECT_S, Address, open_socket, reaching, resolve
-from backends.remote.connection import Connection
+from backends.remote.connection import READ, Connection
+from backends.remote.http1 import Heads
 from backends.remote.marks import MarkedSocket
 from backends.remote.origin import Origin
 from inferlane.errors import Reason, Refused
@@ -42,6 +43,9 @@ class Connections:
         self._idle: dict[str, list[Connection]] = {}
         self._idle_count = 0
         self._live: dict[Connection, MarkedSocket] = {}
+        self.heads = Heads()
+        """What was read on any of them, and need not be parsed again."""
+        self._room = memoryview(bytearray(READ))
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
         self._all_gone: asyncio.Future[None] | None = None
@@ -54,11 +58,13 @@ class Connections:
         """The connection of this class that was used last, so that the others may grow old; None: open one."""
         stack = self._idle.get(class_name)
         while stack:
-            if stack[-1].usable and stack[-1].idle_since < used_since:
+            connection = stack[-1]
+            usable = connection.usable
+            if usable and connection.idle_since < used_since:
                 return None
-            connection = stack.pop()
+            stack.pop()
             self._idle_count -= 1
-            if connection.usable:
+            if usable:
                 self._live[connection].carry(mark)
                 return connection
         return None
@@ -74,7 +80,10 @@ class Connections:
             connection.close()
             return
         connection.idle_since = monotonic()
-        self._idle.setdefault(connection.class_name, []).append(connection)
+        stack = self._idle.get(connection.class_name)
+        if stack is None:
+            stack = self._idle[connection.class_name] = []
+        stack.append(connection)
         self._idle_count += 1
         if self._idle_count > self._max_idle:
             self._thin_out()
@@ -103,7 +112,7 @@ class Connections:
             await self._all_gone
 
     async def _connect(self, class_name: str, mark: Mark) -> Connection:
-        addresses = await resolve(self._origin.address or self._origin.host, self._origin.port, socket.SOCK_STREAM)
+        addresses = await self._addresses()
         patience = CONNECT_S / len(addresses)  # so that a dead first address (often IPv6) leaves time for the next
         for family, address in addresses[:-1]:
             with suppress(OSError):  # TimeoutError is one; the last address tells what is wrong
@@ -111,13 +120,19 @@ class Connections:
                     return await self._connect_to(family, address, class_name, mark)
         return await self._connect_to(*addresses[-1], class_name, mark)
 
+    async def _addresses(self) -> list[tuple[int, Address]]:
+        origin = self._origin
+        if origin.unix is not None:
+            return [(socket.AF_UNIX, str(origin.unix))]
+        return await resolve(origin.address or origin.host, origin.port, socket.SOCK_STREAM)
+
     async def _connect_to(self, family: int, address: Address, class_name: str, mark: Mark) -> Connection:
         loop = asyncio.get_running_loop()
         sock = open_socket(family, socket.SOCK_STREAM, mark)
         try:
             await loop.sock_connect(sock, address)
             _, connection = await loop.create_connection(
-                lambda: Connection(self, class_name),
+                lambda: Connection(self, class_name, self.heads, self._room),
                 sock=sock,
                 ssl=self.tls,
                 server_hostname=self._origin.host if self.tls is not None else None,

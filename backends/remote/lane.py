@@ -7,6 +7,7 @@ The conversation itself is inferlane.transfer's; here are the socket, the timer 
 from __future__ import annotations
 
 import asyncio
+import errno
 import secrets
 import socket
 from collections.abc import Iterable
@@ -31,6 +32,8 @@ PING_REPEAT_S = 0.1
 """Until a ping is sent again, doubled each time: one lost datagram is no dead server."""
 RECEIVE_BUFFER = 1 << 20
 """Bytes; the kernel's 208 KiB hold some 90 datagrams as it counts them, and 16 long replies may come at once."""
+_NO_ROOM = (errno.ENOBUFS, errno.ENOMEM)
+"""A full queue of the device, or no memory now: no news of the server (send(2))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +261,8 @@ class Lane:
             except (BlockingIOError, InterruptedError):
                 return  # no room: lost like any other, and repeated by the timer
             except OSError as error:
+                if error.errno in _NO_ROOM:
+                    return
                 self._broke(error)
 
     def _broke(self, error: OSError) -> None:

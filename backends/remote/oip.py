@@ -35,13 +35,14 @@ class OipBackend:
     url: http:// or https://, host, port and the path above its /v2; slots: idle connections kept;
     ca: the certificates that an https server is checked against, None for the system's; key: where the secret is that
     goes with each request; priority: whose scheduling parameters are set from the class; address: where to connect
-    instead of looking the host up.
+    instead of looking the host up; unix: a Unix socket to connect to instead; model: what is asked for, whatever
+    the client calls it.
     """
 
     api = Api.OIP
     ready = True  # without an active probe; what fails is told by each request
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what the config may say of one server
         self,
         url: str,
         *,
@@ -50,9 +51,12 @@ class OipBackend:
         key: SecretSettings | None = None,
         priority: PriorityField | None = None,
         address: str | None = None,
+        unix: Path | None = None,
+        model: str | None = None,
     ) -> None:
         self._url = url
-        self.server = HttpServer(parse_origin(url, address), slots=slots, ca=ca, key=key)
+        self._model = model
+        self.server = HttpServer(parse_origin(url, address, unix), slots=slots, ca=ca, key=key)
         self._priority: PriorityField | None = priority
         self._prefix = lru_cache(maxsize=PREFIXES)(self._render_prefix)
 
@@ -74,7 +78,7 @@ class OipBackend:
         if self._priority is not None and fields.is_encoded(request.fields):
             detail = "send the body without content-encoding: its scheduling parameters are set here"
             raise Refused(Reason.BAD_REQUEST, detail, status=415)
-        self._prefix(request.model, request.version, request.traffic_class.name)  # refuses a name before connecting
+        self._prefix(*self._asked(request), request.traffic_class.name)  # refuses a name before connecting
         body = request.body
         if body.complete and body.received <= ONE_WRITE:
             answer = await self._ask_whole(request)
@@ -85,6 +89,8 @@ class OipBackend:
 
     async def metadata(self, model: str, version: str, *, deadline: float) -> Reply:
         """The model's metadata, as the server tells it."""
+        if self._model is not None:
+            model = self._model
         return _checked(await self.server.get(model_path("", model, version), deadline=deadline))
 
     async def probe(self, *, deadline: float) -> None:
@@ -141,8 +147,12 @@ class OipBackend:
         path = model_path(self.server.origin.base, model, version)
         return self.server.prefix(f"{path}/infer", class_name)
 
+    def _asked(self, request: Request) -> tuple[str, str]:
+        """Model and version by their names at the server."""
+        return self._model or request.model, request.version
+
     def _head(self, request: Request, length: int | None, json_length: int | None) -> bytes:
-        prefix = self._prefix(request.model, request.version, request.traffic_class.name)
+        prefix = self._prefix(*self._asked(request), request.traffic_class.name)
         return head(prefix, request, length=length, json_length=json_length)
 
 
@@ -182,10 +192,10 @@ def _checked(answer: Answer) -> Reply:
 
 def _reply(answer: Answer) -> Reply:
     accepted(answer)
-    try:
-        json_length = fields.json_length(answer.fields)
-    except ValueError as error:
-        raise Refused(Reason.BACKEND_FAILED, f"the backend's reply makes no sense: {error}") from None
+    said, json_length = answer.said, answer.said.json_length
+    if said.no_number:
+        detail = "the backend's reply makes no sense: its inference-header-content-length is not a number"
+        raise Refused(Reason.BACKEND_FAILED, detail)
     if json_length is not None and isinstance(answer.body, bytes) and json_length > len(answer.body):
         detail = f"the backend announced {json_length} bytes of JSON in a reply of {len(answer.body)} bytes"
         raise Refused(Reason.BACKEND_FAILED, detail)
@@ -194,7 +204,7 @@ def _reply(answer: Answer) -> Reply:
         status=answer.status,
         body=answer.body,
         json_length=json_length,
-        fields=fields.to_client(answer.fields),
-        compute_s=fields.compute_seconds(answer.fields),
-        backend_queue_s=fields.queue_seconds(answer.fields),
+        fields=said.to_client,
+        compute_s=said.compute_s,
+        backend_queue_s=said.queue_s,
     )

@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from backends.messages import Api, Pieces, Reply, Request
-from backends.remote import fields
 from backends.remote.connection import Answer
 from backends.remote.http_server import HttpServer, accepted, begins_as_json, head, well
 from backends.remote.origin import parse_origin
@@ -127,9 +126,9 @@ def _reply(answer: Answer, promise: StreamPromise, *, says_done: bool) -> Reply:
     accepted(answer)
     body: bytes | Pieces = answer.body
     good = 200 <= answer.status < 300
-    if good and fields.is_encoded(answer.fields):
+    if good and answer.said.encoded:
         raise Refused(Reason.BACKEND_FAILED, "the backend compressed its reply, which nobody asked for")
-    if not fields.is_event_stream(answer.fields):
+    if not answer.said.event_stream:
         begins_as_json(answer)
     elif not isinstance(answer.body, bytes):
         body = EventStream(answer.body, promise, says_done=says_done and good)
@@ -138,8 +137,8 @@ def _reply(answer: Answer, promise: StreamPromise, *, says_done: bool) -> Reply:
     return Reply(
         status=answer.status,
         body=body,
-        fields=fields.to_client(answer.fields),
-        compute_s=fields.compute_seconds(answer.fields),
-        backend_queue_s=fields.queue_seconds(answer.fields),
+        fields=answer.said.to_client,
+        compute_s=answer.said.compute_s,
+        backend_queue_s=answer.said.queue_s,
         streaming=isinstance(body, EventStream),
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from inferlane.errors import Reason, Refused
@@ -27,12 +28,14 @@ class Origin:
     """"" or a path without a slash at its end."""
     address: str | None = None
     """The IP address to connect to instead of looking the host up; TLS and the Host field keep the name."""
+    unix: Path | None = None
+    """The Unix socket to connect to instead of any of these."""
 
 
-def parse_origin(url: str, address: str | None = None) -> Origin:
+def parse_origin(url: str, address: str | None = None, unix: Path | None = None) -> Origin:
     """`http://host:port/base` taken apart. ValueError says what is wrong and what is allowed.
 
-    address: an IP address that the host's name was resolved to.
+    address: an IP address that the host's name was resolved to; unix: a Unix socket to connect to instead.
     """
     parts = urlsplit(url)
     if parts.scheme not in _PORTS:
@@ -52,7 +55,8 @@ def parse_origin(url: str, address: str | None = None) -> Origin:
     authority = named if port == _PORTS[parts.scheme] else f"{named}:{port}"
     base = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
     tls = parts.scheme == "https"
-    return Origin(host=host, port=port, tls=tls, authority=authority.encode(), base=base, address=address)
+    named_so = authority.encode()
+    return Origin(host=host, port=port, tls=tls, authority=named_so, base=base, address=address, unix=unix)
 
 
 def model_path(base: str, model: str, version: str) -> str:

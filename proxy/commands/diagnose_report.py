@@ -16,6 +16,8 @@ __all__ = ["parts"]
 
 def parts(report: Report) -> Iterator[Table | Text]:
     """For people: where the time went, who was refused, and the sentences."""
+    if report.silent:
+        yield Text(f"Without what these know, for they do not answer: {', '.join(report.silent)}.")
     if not report.promises:
         yield Text(f"Nobody asked for anything in the last {format_duration(report.window_s)}.")
         return

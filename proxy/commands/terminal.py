@@ -30,6 +30,7 @@ __all__ = [
     "load_config",
     "print_json",
     "print_parts",
+    "read_config",
     "state_folder",
     "terminable",
     "warn",
@@ -53,16 +54,22 @@ StateDir = Annotated[
 
 def load_config(conf: Path, *, tell_warnings: bool = False) -> Config:
     """The verified config; its errors are told and end the command."""
-    from proxy.config.loading import ConfigError, load_with_warnings
+    return read_config(conf, tell_warnings=tell_warnings)[0]
+
+
+def read_config(conf: Path, *, tell_warnings: bool = False) -> tuple[Config, str]:
+    """The same, and the file's text, for whoever hands it on."""
+    from proxy.config.loading import ConfigError, load_text, read_text
 
     try:
-        config, warnings = load_with_warnings(conf)
+        text = read_text(conf)
+        config, warnings = load_text(text, conf)
     except ConfigError as error:
         typer.echo(str(error), err=True)  # its lines begin with file:line:column, which editors follow
         raise typer.Exit(MISUSED) from None
     for each in warnings if tell_warnings else ():
         typer.echo(f"{each} (a warning)", err=True)
-    return config
+    return config, text
 
 
 def state_folder(chosen: Path | None) -> Path:

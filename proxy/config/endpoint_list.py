@@ -31,7 +31,7 @@ def read_endpoints(file: FilePath, pool: PoolSettings) -> tuple[EndpointSettings
     """
     name = os.fspath(file)
     try:
-        listed = parse(loading._text(name))
+        listed = parse(loading.read_text(name))
         if not isinstance(listed.value, list):
             found = "the file is empty" if listed.value is None else f"the file holds {shown(listed.plain())}"
             raise ConfigError([Problem(name, listed.at.line, listed.at.column, "", f"{found}, not {_LIST}")])

@@ -20,7 +20,7 @@ from proxy.config.positions import Node, Path, YamlError, parse
 from proxy.config.settings import Config
 from qos.schema import Reading, shown
 
-__all__ = ["Config", "ConfigError", "Problem", "load", "load_with_warnings"]
+__all__ = ["Config", "ConfigError", "Problem", "load", "load_text", "load_with_warnings", "read_text"]
 
 # A config of a thousand pools has half of this.
 MAX_BYTES = 4 * 2**20
@@ -35,8 +35,12 @@ def load(path: str | os.PathLike[str]) -> Config:
 
 def load_with_warnings(path: str | os.PathLike[str]) -> tuple[Config, list[Problem]]:
     """As `load`, with warnings: what works as written and may not be what was meant."""
+    return load_text(read_text(path), path)
+
+
+def load_text(text: str, path: str | os.PathLike[str]) -> tuple[Config, list[Problem]]:
+    """The same of a text that was read from this path already: all processes of one gateway run the same one."""
     file = os.fspath(path)
-    text = _text(file)
     try:
         root = parse(text)
     except YamlError as error:
@@ -52,7 +56,9 @@ def load_with_warnings(path: str | os.PathLike[str]) -> tuple[Config, list[Probl
 _LEAST = "it needs at least the keys listeners and pools; conf/gateway.yaml shows all of them"
 
 
-def _text(file: str) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
+    """What the file holds, whether or not it is a config. Raises ConfigError."""
+    file = os.fspath(path)
     try:
         with open(file, "rb") as opened:
             content = opened.read(MAX_BYTES + 1)

@@ -17,7 +17,16 @@ from qos.settings import BUILT_IN_CLASSES, ClassSettings, RuleSettings, TrustSet
 from qos.tc.policy import LinkPolicy, link_policy
 from qos.tc.settings import FlowSettings, InterfaceSettings, SafetySettings
 
-__all__ = ["AdminSettings", "Bind", "Config", "ListenerSettings", "LogSettings", "TlsFiles", "Transport"]
+__all__ = [
+    "MOST_WORKERS",
+    "AdminSettings",
+    "Bind",
+    "Config",
+    "ListenerSettings",
+    "LogSettings",
+    "TlsFiles",
+    "Transport",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +145,22 @@ class LogSettings(Settings):
     """What is not worth a line is below it."""
 
 
+MOST_WORKERS = 64
+
+
+def _workers(value: object) -> object:
+    if value == "auto" or (type(value) is int and 1 <= value <= MOST_WORKERS):
+        return value
+    raise ValueError(f"{shown(value)} is not a number of processes; allowed: 1 to {MOST_WORKERS}, or auto")
+
+
+Workers = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_workers),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_WORKERS}, {"const": "auto"}]}),
+]
+
+
 def _version(value: object) -> object:
     if value == 1 and type(value) is int:
         return value
@@ -145,7 +170,7 @@ def _version(value: object) -> object:
 class Config(Settings):
     """A whole gateway, verified."""
 
-    later: ClassVar = ("clients", "workers")
+    later: ClassVar = ("clients",)
 
     version: Annotated[Literal[1], BeforeValidator(_version)] = 1
     """Of this file's format."""
@@ -169,6 +194,8 @@ class Config(Settings):
     """The port for metrics and health."""
     log: LogSettings = LogSettings()
     """What is written to standard error."""
+    workers: Workers = 1
+    """Processes that share the doors and the pools' places; auto: one for each CPU that the gateway may use."""
 
     def policy(self) -> Policy:
         """What `qos.classify` needs of it, the class table among it."""

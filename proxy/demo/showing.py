@@ -28,7 +28,7 @@ from proxy.config.settings import Config
 from proxy.demo.inputs import Sample, samples
 from proxy.demo.magika import INPUT, MODEL, OUTPUT, Answer, Magika
 from proxy.demo.model import DIRECTORY, DemoError, fetch
-from proxy.engine.configuration import TlsError
+from proxy.quic.configuration import TlsError
 from proxy.server import Gateway
 from proxy.telemetry import logs
 

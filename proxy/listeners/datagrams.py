@@ -65,13 +65,13 @@ class DatagramExchanges:
         """One datagram, with what its transport knows of it."""
         now = self._clock()
         match self._server.receive(datagram, peer, now):
+            case Message() as message:
+                self._begin(message, client, dscp, Timeline(message.began, rtt_s=rtt_s))
             case Send(datagrams, class_name):
                 if self._spares(datagrams, class_name):
                     self.send(datagrams, peer, class_name, dscp)
                 else:
                     self._counts["policed"] += 1
-            case Message() as message:
-                self._begin(message, client, dscp, Timeline(message.began, rtt_s=rtt_s))
             case Cancelled(key):
                 self._exchanges.cancel(key)
             case Dropped(reason):

@@ -6,7 +6,6 @@ RFC 9443 section 3: a QUIC packet's first byte is 64 or more; 4 to 15 is nobody'
 
 from __future__ import annotations
 
-import errno
 import socket
 import ssl
 from collections import Counter
@@ -17,25 +16,25 @@ from typing import cast
 
 from inferlane.wire import MAGIC
 from proxy.arrival import Walk
-from proxy.bind import bind_tcp
-from proxy.engine.configuration import ALPN_H3, ALPN_NATIVE, QuicConfiguration
+from proxy.keys import Keys
 from proxy.listeners.alarms import Alarms
+from proxy.listeners.bound import BoundAddress, Place, bind_address
 from proxy.listeners.datagrams import DatagramExchanges
 from proxy.listeners.http1 import Http1Door, Http1Plan
 from proxy.listeners.http3 import Http3Session
 from proxy.listeners.marks import Marks
 from proxy.listeners.native import NativeSession
 from proxy.listeners.quic import Peer, QuicListener, Session
-from proxy.listeners.udp import Address, UdpSocket, bind
+from proxy.listeners.udp import Address, UdpSocket
 from proxy.protocols.cookies import CookieJar
+from proxy.quic.configuration import ALPN_H3, ALPN_NATIVE, QuicConfiguration
+from proxy.quic.connection_ids import ConnectionIds
 from qos.marking import Mark, usual_priority
 
 __all__ = ["Door", "DoorPlan", "alpn_of"]
 
 _QUIC_BIT = 0x40
 _LONG_HEADER = 0x80
-_TRIES = 20
-"""For a port number that is free for UDP and for TCP."""
 _HTTP1_TRANSPORT = "h1"
 
 
@@ -50,8 +49,9 @@ class DoorPlan:
     """What a door needs to know of the config.
 
     accept: of h3, stream, datagram, udp, h1. tls: needed for the first three. http1_tls: for h1. cookie_secret:
-    32 bytes, for udp. reflects: inference datagrams go back under the DSCP that came, for behind a gateway the marks
-    are the gateway's to choose.
+    32 bytes, for udp. ids, keys: what a process that is one of several has of its own, and shares with the others.
+    reflects: inference datagrams go back under the DSCP that came, for behind a gateway the marks are the gateway's to
+    choose. slowest_bps: of the links that its packets may leave by, as far as somebody said.
     """
 
     name: str
@@ -61,7 +61,10 @@ class DoorPlan:
     max_body: int
     cookie_secret: bytes
     http1_tls: ssl.SSLContext | None = None
+    ids: ConnectionIds | None = None
+    keys: Keys | None = None
     reflects: bool = False
+    slowest_bps: float | None = None
 
 
 class Door:
@@ -82,22 +85,23 @@ class Door:
     def __repr__(self) -> str:
         return f"<Door {self._plan.name} {', '.join(map(str, self.bound))}: {self.connections} connections>"
 
-    def start(self) -> None:
-        """Bind every address, or none. Raises OSError with a line that names the address."""
-        places: list[_Place] = []
-        try:
-            for host, port in self._plan.addresses:
-                places.append(_place(host, port, udp=self._speaks_udp, tcp=self._http1 is not None))
-        except OSError:
-            for sock in (sock for place in places for sock in place if sock is not None):
-                sock.close()
-            raise
-        for udp, tcp in places:
-            self._bound.append(_address(udp, tcp))
-            if udp is not None:
-                self._sides.append(self._side(udp))
-            if tcp is not None and self._http1 is not None:
-                self._http1.start(tcp)
+    def start(self, given: Sequence[Place] | None = None) -> None:
+        """Bind every address, or none. Raises OSError with a line that names the address.
+
+        given: sockets that are bound already, one place an address; they are the door's from now on.
+        """
+        for place in self._places() if given is None else given:
+            self._bound.append(place.address)
+            if place.udp is not None:
+                self._sides.append(self._side(place.udp))
+            if place.tcp is not None and self._http1 is not None:
+                self._http1.start(place.tcp)
+
+    def use_siblings(self, places: frozenset[int]) -> None:
+        """At which other places somebody has connections."""
+        for side in self._sides:
+            if side.quic is not None:
+                side.quic.siblings = places
 
     def drain(self) -> None:
         """Take no new connections; those that are here finish."""
@@ -165,15 +169,35 @@ class Door:
         """Datagrams not used or not sent, by reason."""
         counts = Counter(self._counts)
         for side in self._sides:
-            counts["truncated"] += side.socket.truncated
-            counts["send_failed"] += side.socket.send_failures
+            counts.update(side.socket.dropped)
             if side.quic is not None:
                 counts.update({reason: n for reason, n in side.quic.counts.items() if reason != "handshakes"})
         return counts
 
     @property
-    def _speaks_udp(self) -> bool:
-        return self._plan.tls is not None or "udp" in self._plan.accept
+    def kernel_drops(self) -> int:
+        """Datagrams that came while a socket's receive buffer was full."""
+        return sum(side.socket.kernel_drops for side in self._sides)
+
+    @property
+    def trains(self) -> Mapping[str, int]:
+        """Messages of several datagrams each, by what became of them."""
+        counts: Counter[str] = Counter()
+        for side in self._sides:
+            counts.update(side.socket.trains)
+        return counts
+
+    def _places(self) -> list[Place]:
+        bound: list[BoundAddress] = []
+        udp = self._plan.tls is not None or "udp" in self._plan.accept
+        try:
+            for host, port in self._plan.addresses:
+                bound.append(bind_address(host, port, places=int(udp), tcp=self._http1 is not None))
+        except OSError:
+            for each in bound:
+                each.close()
+            raise
+        return [each.at(0) for each in bound]
 
     def _http1_door(self, tls: ssl.SSLContext) -> Http1Door:
         plan = Http1Plan(
@@ -198,8 +222,10 @@ class Door:
                 datagrams=with_datagrams,
                 marks=self._marks,
                 name=plan.name,
+                ids=plan.ids,
+                keys=plan.keys,
             )
-        side = _Side(sock, quic, self._counts, self._marks.at(plan.name))
+        side = _Side(sock, quic, self._counts, self._marks.at(plan.name), plan.slowest_bps)
         if "udp" in plan.accept:
             side.datagrams = DatagramExchanges(
                 self._walk,
@@ -233,40 +259,21 @@ class Door:
         )
 
 
-_Place = tuple[socket.socket | None, socket.socket | None]
-"""UDP and TCP of one address and port, as far as they are wanted."""
-
-
-def _place(host: str, port: int, *, udp: bool, tcp: bool) -> _Place:
-    """Bind one address. For port 0, the kernel chooses for UDP, and TCP gets the same, or both try again."""
-    for left in reversed(range(_TRIES)):
-        datagrams = bind(host, port) if udp else None
-        if not tcp:
-            return datagrams, None
-        try:
-            number = port if datagrams is None else _address(datagrams)[1]
-            return datagrams, bind_tcp(host, number, listening=True)
-        except OSError as error:
-            if datagrams is not None:
-                datagrams.close()
-            if port or not left or error.errno != errno.EADDRINUSE:
-                raise
-    raise AssertionError  # the last try returns or raises
-
-
-def _address(*sockets: socket.socket | None) -> tuple[str, int]:
-    host, port = next(sock for sock in sockets if sock is not None).getsockname()[:2]
-    return host, port
-
-
 class _Side:
     """One UDP socket, and who gets its datagrams."""
 
-    def __init__(self, sock: socket.socket, quic: QuicListener | None, counts: Counter[str], mark: Mark) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        quic: QuicListener | None,
+        counts: Counter[str],
+        mark: Mark,
+        slowest_bps: float | None,
+    ) -> None:
         self.quic = quic
         self.datagrams: DatagramExchanges | None = None
         self._counts = counts
-        self.socket = UdpSocket(sock, self._receive, burst_ended=self._burst_ended, mark=mark)
+        self.socket = UdpSocket(sock, self._receive, burst_ended=self._burst_ended, mark=mark, slowest_bps=slowest_bps)
         if quic is not None:
             quic.attach(self.socket.send_all)
 

@@ -12,7 +12,6 @@ from backends.body import Body
 from backends.messages import Reply
 from inferlane.errors import Reason, Refused
 from proxy.arrival import Answered, Arrival, Walk
-from proxy.engine.connection import QuicEvent, StopSendingReceived, StreamReset
 from proxy.listeners.exchanges import Exchanges
 from proxy.listeners.marks import slices
 from proxy.listeners.quic import WRITE_AHEAD, Peer
@@ -20,6 +19,7 @@ from proxy.protocols.answers import HeadFields, error_event, refusal_answer, rep
 from proxy.protocols.fields import RequestHead
 from proxy.protocols.h3 import BadHead, DataReceived, ErrorCode, HeadReceived, Http3
 from proxy.protocols.http_arrival import Origin, arrival
+from proxy.quic.connection import QuicEvent, StopSendingReceived, StreamReset
 from qos.timeline import Timeline
 
 __all__ = ["LAST_WORDS_S", "Http3Session"]
@@ -118,7 +118,8 @@ class Http3Session:
 
     def _ended(self, stream_id: int, body: Body) -> None:
         """The walk is over: what it left unread of the body is dropped, and a client still sending is asked to stop."""
-        body.fail(Refused(Reason.CANCELLED, "the request is over"))
+        if not body.drained:
+            body.fail(Refused(Reason.CANCELLED, "the request is over"))
         if self._incoming.pop(stream_id, None) is not None:
             self._peer.quic.stop_receiving(stream_id, ErrorCode.H3_NO_ERROR)
         self._peer.touch()
@@ -162,10 +163,12 @@ class Http3Responder:
         async for chunk in slices(body) if isinstance(body, bytes) else body:
             answered.bytes_out += len(chunk)
             if not self._head_only:
-                await self._peer.admit(class_name, len(chunk))
+                if self._peer.polices(class_name, len(chunk)):
+                    await self._peer.admit(class_name, len(chunk))
                 self._http.send_body(self._stream_id, chunk, ended=False)
                 self._peer.touch()
-                await self._peer.room(self._stream_id, WRITE_AHEAD)
+                if self._peer.quic.buffered(self._stream_id) > WRITE_AHEAD:
+                    await self._peer.room(self._stream_id, WRITE_AHEAD)
         self._http.send_body(self._stream_id, b"", ended=True)
         self._peer.touch()
 

@@ -12,19 +12,19 @@ from backends.messages import Reply
 from inferlane.errors import Reason, Refused
 from inferlane.wire import UNTIL_FIN, Header, Type, WireError, decode, encode, header_length
 from proxy.arrival import Answered, Walk
-from proxy.engine.connection import (
-    DatagramFrameReceived,
-    QuicEvent,
-    StopSendingReceived,
-    StreamDataReceived,
-    StreamReset,
-)
 from proxy.listeners.datagrams import DatagramExchanges
 from proxy.listeners.exchanges import Exchanges
 from proxy.listeners.marks import slices
 from proxy.listeners.quic import WRITE_AHEAD, Peer
 from proxy.protocols.answers import problem
 from proxy.protocols.native import error_header, inference, reply_header
+from proxy.quic.connection import (
+    DatagramFrameReceived,
+    QuicEvent,
+    StopSendingReceived,
+    StreamDataReceived,
+    StreamReset,
+)
 from qos.timeline import Timeline
 
 __all__ = ["NativeSession"]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from backends.messages import Fields
 
@@ -22,7 +23,8 @@ MAX_FIELDS = 100
 MAX_PATH = 2048
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch  # RFC 9110 token, lower case only (RFC 9114 section 4.2)
-_FORBIDDEN_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search  # all controls but HTAB
+# No controls but HTAB, and no space or HTAB at its ends.
+_VALUE = re.compile(rb"(?:[^\x00-\x20\x7f](?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?").fullmatch
 _METHOD = re.compile(rb"[A-Z]{1,16}").fullmatch
 _PATH = re.compile(rb"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*").fullmatch  # RFC 3986 section 3.3
 # What a second parser may decode into another path: controls, "/", "\" and "." in percent-encoding, dot
@@ -52,8 +54,7 @@ class FieldsTooLarge(ValueError):  # noqa: N818  RFC 6585's words
     """More fields or bytes than a request may bring."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     """A clean request head. The path has a leading slash and no ambiguous escapes."""
 
     method: bytes
@@ -92,18 +93,29 @@ def clean(section: Iterable[tuple[bytes, bytes]]) -> RequestHead:
 def _check_field(name: bytes, value: bytes) -> None:
     if not _NAME(name):
         raise MalformedRequest(f"field name {name!r} is not a lower-case token")
-    if _FORBIDDEN_IN_VALUE(value) or value != value.strip(b" \t"):
+    if not _VALUE(value):
         raise MalformedRequest(f"the value of {name!r} has control characters or spaces around it")
     if name in _CONNECTION_SPECIFIC or (name == b"te" and value.lower() != b"trailers"):
         raise MalformedRequest(f"field {name!r} is connection-specific and has no place in HTTP/3")
 
 
 def _head(pseudo: dict[bytes, bytes], once: dict[bytes, bytes], fields: Fields) -> RequestHead:
-    method, path = pseudo.get(b":method", b""), pseudo.get(b":path", b"")
-    authority = pseudo.get(b":authority", b"") or once.get(b"host", b"")
+    method, scheme, path = pseudo.get(b":method", b""), pseudo.get(b":scheme"), pseudo.get(b":path", b"")
+    host = once.get(b"host")
+    authority = pseudo.get(b":authority", b"") or host or b""
+    path = _checked(method, scheme, path, authority, host)
+    length = once.get(b"content-length")
+    if length is not None and not _CONTENT_LENGTH(length):
+        raise MalformedRequest("content-length is not a plain decimal number")
+    return RequestHead(method, path, authority, None if length is None else int(length), fields)
+
+
+@lru_cache(maxsize=1024)  # clients ask for few things, many times; what is malformed is not kept
+def _checked(method: bytes, scheme: bytes | None, path: bytes, authority: bytes, host: bytes | None) -> bytes:
+    """The path as it is read."""
     if not _METHOD(method):
         raise MalformedRequest(":method is missing or not an upper-case word")
-    if pseudo.get(b":scheme") not in _SCHEMES:
+    if scheme not in _SCHEMES:
         raise MalformedRequest(":scheme is missing or neither https nor http")
     if path.startswith(_NAMES_A_MODEL):
         path = _SLASH.sub(b"/", path)
@@ -111,9 +123,6 @@ def _head(pseudo: dict[bytes, bytes], once: dict[bytes, bytes], fields: Fields) 
         raise MalformedRequest(":path is missing, too long, or has characters or escapes that servers read differently")
     if not _AUTHORITY(authority):
         raise MalformedRequest(":authority is missing or not host[:port]")
-    if once.get(b"host", authority) != authority:
+    if host not in (None, authority):
         raise MalformedRequest("host and :authority disagree")
-    length = once.get(b"content-length")
-    if length is not None and not _CONTENT_LENGTH(length):
-        raise MalformedRequest("content-length is not a plain decimal number")
-    return RequestHead(method, path, authority, None if length is None else int(length), fields)
+    return path

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from inferlane.transfer import Reassembly
+from inferlane.reassembly import Reassembly, whole
 from inferlane.wire import MAX_DATAGRAM, Header, Type, WireError, decode, encode, fragments
 from proxy.protocols.cookies import CookieJar
 from proxy.timers import TimerHeap
@@ -158,13 +158,19 @@ class InferenceServer:
         unanswered = self._unanswered.get(key[0], 0)
         if len(self._exchanges) >= MAX_EXCHANGES or unanswered >= MAX_UNANSWERED_A_PEER:
             return Dropped("too_many_exchanges")
+        reassembly: Reassembly | None = None
+        body: bytes | None
         try:
             # Before anything is booked: a length that its own fragment belies must not take others' room.
-            reassembly = Reassembly(header)
-            body = reassembly.add(header, payload)
+            if header.count == 1:
+                body = whole(header, payload)
+            else:
+                reassembly = Reassembly(header)
+                body = reassembly.add(header, payload)
         except WireError as error:
             return Dropped(f"malformed_{error.rule}")
-        if self._reassembly_bytes + header.total_length > MAX_REASSEMBLY_BYTES:
+        arriving = 0 if reassembly is None else header.total_length
+        if self._reassembly_bytes + arriving > MAX_REASSEMBLY_BYTES:
             return Dropped("reassembly_full")
         # Until when the client may repeat it; one that names no deadline may repeat for long.
         remaining_s = header.remaining_us / 1e6 or LONGEST_KEPT_S
@@ -173,7 +179,9 @@ class InferenceServer:
         self._exchanges[key] = exchange
         self._expiry.set(key, now + kept_s)
         self._unanswered[key[0]] = unanswered + 1
-        self._reassembly_bytes += exchange.size
+        self._reassembly_bytes += arriving
+        if reassembly is None and body is not None:
+            return Message(key, header, body, now)
         return self._advance(key, exchange, header, body, repeated=False)
 
     def _continue(self, key: Key, exchange: _Exchange, header: Header, payload: bytes) -> Outcome:

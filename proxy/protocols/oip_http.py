@@ -58,6 +58,9 @@ class Head:
     json_length: int | None = None
 
 
+_UNSTEERED = Head()
+
+
 @lru_cache(maxsize=1024)  # clients ask for few paths, many times; refusals are not kept
 def target(method: bytes, path: bytes) -> Target:
     """A clean method and path -> the operation. Raises Refused NOT_FOUND or METHOD_NOT_ALLOWED."""
@@ -111,7 +114,7 @@ def head(fields: Fields) -> Head:
             found[key] = parse(value)
         except ValueError as error:
             raise Refused(Reason.BAD_REQUEST, f"{name.decode()}: {error}") from None
-    return Head(**found)  # type: ignore[arg-type]  # keys and parsers are paired in _READERS
+    return Head(**found) if found else _UNSTEERED  # type: ignore[arg-type]  # keys and parsers are paired in _READERS
 
 
 def _class(value: bytes) -> str:

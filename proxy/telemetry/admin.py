@@ -12,38 +12,38 @@ import msgspec
 from aiohttp import web
 
 from proxy.bind import bind_tcp
-from proxy.telemetry.metrics import Metrics
 
-__all__ = ["AdminServer", "Document"]
+__all__ = ["AdminServer", "Document", "NotReady", "Page"]
 
 Document = Callable[[], Awaitable[object]]
 """What answers a path under /v1/: something that JSON can tell."""
-_Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
+Page = Callable[[str], Awaitable[tuple[bytes, str]]]
+"""The metrics as text, in the format that an Accept field prefers; and its content type."""
+NotReady = Callable[[], Awaitable[Sequence[str]]]
+"""What keeps the gateway from serving now, one name each; nothing: it is ready."""
+_Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 _SHUTDOWN_S = 1.0  # a scrape takes milliseconds
 _KEEPALIVE_S = 75.0  # scrapers come back every 15 to 60 s
 
 
 class AdminServer:
-    """/metrics, /healthz, /readyz and documents on one address.
-
-    not_ready: what keeps this process from serving now, one name each; nothing: it is ready. documents: by path.
-    """
+    """/metrics, /healthz, /readyz and documents on one address. documents: by path."""
 
     def __init__(
         self,
         host: str,
         port: int,
-        metrics: Metrics,
-        not_ready: Callable[[], Sequence[str]],
+        page: Page,
+        not_ready: NotReady,
         documents: Mapping[str, Document] = MappingProxyType({}),
     ) -> None:
         self._address = host, port
-        self._metrics = metrics
+        self._page = page
         self._not_ready = not_ready
         self._http: web.Server | None = None
         self._server: asyncio.Server | None = None
-        self._pages: dict[str, _Page] = {
+        self._pages: dict[str, _Answer] = {
             "/metrics": self._metrics_page,
             "/healthz": self._health,
             "/readyz": self._readiness,
@@ -74,22 +74,22 @@ class AdminServer:
             self._server = self._http = None
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        page = self._pages.get(request.path)
-        if page is None:
+        answer = self._pages.get(request.path)
+        if answer is None:
             return _json(404, {"error": "no such path", "paths": sorted(self._pages)})
         if request.method != "GET":
             return _json(405, {"error": "reading only: GET"}, {"Allow": "GET"})
-        return await page(request)
+        return await answer(request)
 
     async def _metrics_page(self, request: web.BaseRequest) -> web.Response:
-        page, content_type = self._metrics.page(request.headers.get("Accept", ""))
-        return web.Response(body=page, headers={"Content-Type": content_type})
+        body, content_type = await self._page(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
         return _json(200, {"alive": True})  # whoever can say so is: the loop runs
 
     async def _readiness(self, _: web.BaseRequest) -> web.Response:
-        missing = list(self._not_ready())
+        missing = list(await self._not_ready())
         return _json(503 if missing else 200, {"ready": not missing, "not_ready": missing})
 
 

@@ -43,6 +43,16 @@ class DoorCounts(_ConnectionCounts, Protocol):
         """Datagrams not used or not sent, by reason: a fixed list of names."""
         ...
 
+    @property
+    def kernel_drops(self) -> int:
+        """Datagrams that came while a socket's receive buffer was full."""
+        ...
+
+    @property
+    def trains(self) -> Mapping[str, int]:
+        """Messages of several datagrams each, by what became of them."""
+        ...
+
 
 class TcpDoorCounts(_ConnectionCounts, Protocol):
     """The counts of a listener's HTTP/1.1 side, as they stand."""
@@ -62,6 +72,12 @@ def door_families(doors: Sequence[tuple[str, DoorCounts]]) -> Iterator[Family]:
     yield datagrams
     dropped = ((listener, counts.datagrams_dropped) for listener, counts in doors)
     yield _dropped("inferlane_datagrams_dropped", "Datagrams not used or not sent.", dropped)
+    lost = Family("inferlane_datagrams_kernel_drops", "Datagrams that found a full buffer.", ("listener",), True)
+    trains = Family("inferlane_datagram_trains", "Datagrams sent many at once (GSO).", ("listener", "outcome"), True)
+    for listener, counts in doors:
+        lost.samples.append(((listener,), counts.kernel_drops))
+        trains.samples.extend(((listener, outcome), count) for outcome, count in counts.trains.items())
+    yield from (lost, trains)
     yield from _connections("inferlane_quic", doors)
 
 

@@ -7,11 +7,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
+import msgspec
 import structlog
 
 from proxy.arrival import Answered, Operation
+from proxy.telemetry import logs
 from proxy.telemetry.metrics import Metrics
 from qos.diagnosis import Diagnosis, report
 from qos.dscp import dscp_name
@@ -26,15 +27,16 @@ class Telemetry:
 
     def __init__(self, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._requests = metrics.requests
-        self._diagnosis = Diagnosis()
+        self.diagnosis = Diagnosis()
         self._clock = clock
         self.use_log_level()
 
     def use_log_level(self) -> None:
         """Logging was configured, maybe anew."""
         self._log = structlog.get_logger("inferlane.requests").bind()
-        # 20 values are not worth gathering for a line that nobody will write.
+        # 30 values are not worth gathering for a line that nobody will write.
         self._logs = self._log.is_enabled_for(logging.INFO)
+        self._direct = logs.direct()
 
     def request_finished(self, answered: Answered, *, status: int, reason: str) -> None:
         """Once a request, when its answer is out or its client has left. reason: ok, or a Reason's label."""
@@ -43,9 +45,11 @@ class Telemetry:
         self._requests.finished(answered, parts, reason=reason)
         # Health and metadata cost no place and promise nothing; where they are refused somebody should look.
         if arrival.operation is Operation.INFER or arrival.operation is Operation.OPENAI or reason != "ok":
-            self._diagnosis.observe(answered, arrival.timeline, reason)
+            self.diagnosis.observe(answered, arrival.timeline, reason)
         if self._logs:
-            self._log.info("request_finished", **_line(answered, parts, status, reason))
+            line = _line(answered, parts, status, reason)
+            if self._direct is None or not self._direct.write(line):
+                self._log.info(line.event, **logs.told(line))
 
     def first_piece(self, answered: Answered, seconds: float) -> None:
         """The first piece of a token stream is out. seconds: since its request was received."""
@@ -58,45 +62,83 @@ class Telemetry:
     async def diagnose(self) -> Report:
         """How the promises stand, for /v1/diagnose. Requests go on between one promise and the next."""
         promises = []
-        for promise in self._diagnosis.promises(self._clock()):
+        for promise in self.diagnosis.promises(self._clock()):
             promises.append(promise)
             await asyncio.sleep(0)
         return report(promises)
 
 
-def _line(answered: Answered, parts: Parts, status: int, reason: str) -> dict[str, Any]:
+class _Line(logs.Line):
+    """What everybody who looks into one request's fate starts from."""
+
+    request_id: str
+    traceparent: str | None
+    listener: str
+    transport: str
+    client: str
+    dscp: str
+    class_name: str = msgspec.field(name="class")
+    why: str
+    operation: str
+    model: str
+    pool: str
+    endpoint: str
+    status: int
+    reason: str
+    attempts: int
+    hedged: bool
+    detail: str | None
+    bytes_in: int
+    bytes_out: int
+    network_ms: float | None
+    upload_ms: float | None
+    queue_ms: float | None
+    backend_ms: float | None
+    backend_queue_ms: float | None
+    compute_ms: float | None
+    download_ms: float | None
+    first_byte_ms: float | None
+    total_ms: float | None
+
+
+def _line(answered: Answered, parts: Parts, status: int, reason: str) -> _Line:
     arrival = answered.arrival
     timeline = arrival.timeline
-    return {
-        "request_id": arrival.request_id,
-        "traceparent": arrival.traceparent,
-        "listener": arrival.listener,
-        "transport": arrival.transport,
-        "client": arrival.client,
-        "dscp": dscp_name(arrival.dscp),
-        "class": answered.traffic_class.name,
-        "why": answered.why,
-        "operation": arrival.operation.value,
-        "model": arrival.model,
-        "pool": answered.pool,
-        "endpoint": answered.endpoint,
-        "status": status,
-        "reason": reason,
-        "attempts": answered.attempts,
-        "hedged": answered.hedged,
-        "detail": answered.detail,
-        "bytes_in": arrival.body.received,
-        "bytes_out": answered.bytes_out,
-        "network_ms": _ms(parts.network),
-        "upload_ms": _ms(parts.upload),
-        "queue_ms": _ms(parts.queue),
-        "backend_ms": _ms(parts.backend),
-        "backend_queue_ms": _ms(parts.backend_queue),
-        "compute_ms": _ms(parts.compute),
-        "download_ms": _ms(parts.download),
-        "first_byte_ms": _first_byte_ms(answered, timeline),
-        "total_ms": _ms(None if timeline.finished is None else timeline.finished - timeline.received),
-    }
+    network, queue, backend, compute, upload, backend_queue, download = map(_ms, parts)
+    # In the order of the fields: naming thirty of them takes twice as long.
+    return _Line(
+        logs.timestamp(),
+        "info",
+        "request_finished",
+        arrival.request_id,
+        arrival.traceparent,
+        arrival.listener,
+        arrival.transport,
+        arrival.client,
+        dscp_name(arrival.dscp),
+        answered.traffic_class.name,
+        answered.why,
+        arrival.operation.value,
+        arrival.model,
+        answered.pool,
+        answered.endpoint,
+        status,
+        reason,
+        answered.attempts,
+        answered.hedged,
+        answered.detail,
+        arrival.body.received,
+        answered.bytes_out,
+        network,
+        upload,
+        queue,
+        backend,
+        backend_queue,
+        compute,
+        download,
+        _first_byte_ms(answered, timeline),
+        _ms(None if timeline.finished is None else timeline.finished - timeline.received),
+    )
 
 
 def _first_byte_ms(answered: Answered, timeline: Timeline) -> float | None:

@@ -150,11 +150,18 @@ _ATTEMPTS = (
 
 def _of_endpoints(pools: Sequence[PoolView], now: float) -> Iterator[Family]:
     in_flight = Family("inferlane_in_flight", "Requests that an endpoint has now.", _OF_ENDPOINT)
-    slots = Family("inferlane_endpoint_slots", "Requests that an endpoint may have, as its limit is.", _OF_ENDPOINT)
-    ready = Family("inferlane_endpoint_ready", "1: it takes requests.", _OF_ENDPOINT)
-    state = Family("inferlane_endpoint_state", "1 for the state that it is in.", (*_OF_ENDPOINT, "state"))
+    slots = Family(
+        "inferlane_endpoint_slots", "Requests that an endpoint may have, as its limit is.", _OF_ENDPOINT, across="max"
+    )
+    ready = Family("inferlane_endpoint_ready", "1: it takes requests.", _OF_ENDPOINT, across="mean")
+    state = Family(
+        "inferlane_endpoint_state", "1 for the state that it is in.", (*_OF_ENDPOINT, "state"), across="mean"
+    )
     predicted = Family(
-        "inferlane_endpoint_predicted_seconds", "Expected from dispatch to first byte; absent: unknown.", _OF_ENDPOINT
+        "inferlane_endpoint_predicted_seconds",
+        "Expected from dispatch to first byte; absent: unknown.",
+        _OF_ENDPOINT,
+        across="mean",
     )
     for pool in pools:
         for endpoint in pool.endpoints:

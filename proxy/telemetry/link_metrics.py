@@ -30,11 +30,11 @@ class LinksSeen:
 
 def link_families(seen: LinksSeen) -> Iterator[Family]:
     """All of them."""
-    unattended = Family("inferlane_link_unattended", "1: nobody keeps traffic control, marks only.", ())
+    unattended = Family("inferlane_link_unattended", "1: nobody keeps traffic control, marks only.", (), across="max")
     unattended.samples.append(((), not seen.attended))
     repairs = Family("inferlane_link_repairs", "Changes of others to traffic control that were undone.", (), True)
     repairs.samples.append(((), seen.repairs))
-    in_force = Family("inferlane_link_in_force", "1: traffic control is as confirmed.", _OF_LINK)
+    in_force = Family("inferlane_link_in_force", "1: traffic control is as confirmed.", _OF_LINK, across="min")
     for link in seen.links:
         in_force.samples.append(((link.netns or "", link.interface), seen.attended and link.in_force))
     yield from (unattended, repairs, in_force)
@@ -43,7 +43,7 @@ def link_families(seen: LinksSeen) -> Iterator[Family]:
 
 def _of_classes(links: Sequence[LinkReading]) -> Iterator[Family]:
     for name, text, counts, attribute in _TABLE:
-        family = Family(f"inferlane_link_{name}", text, _OF_CLASS, counts)
+        family = Family(f"inferlane_link_{name}", text, _OF_CLASS, counts, across="max")
         for link in links:
             for each in link.classes:
                 value = getattr(each, attribute)

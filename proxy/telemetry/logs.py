@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, Literal
+from functools import lru_cache
+from typing import Any, BinaryIO, Literal, cast
 
 import msgspec
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
+from structlog.typing import Processor
 
-__all__ = ["LogOutput", "configure"]
+__all__ = ["Direct", "Line", "LogOutput", "configure", "direct", "timestamp", "told"]
 
 _encode = msgspec.json.Encoder(enc_hook=ascii).encode
 # Text that is ours and has lines of its own: tracebacks.
@@ -56,14 +59,75 @@ def configure(
     output = LogOutput(stream or sys.stderr.buffer)
     colors = layout == "console" and output._stream.isatty()
     render = _json_line if layout == "json" else _ConsoleLine(colors=colors)
+    processors: list[Processor] = [structlog.processors.format_exc_info, render]
+    global _direct  # structlog's own configuration is the process's, too
+    _direct = Direct(processors, output)
     structlog.configure(
-        processors=[structlog.processors.format_exc_info, render],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: output,
         cache_logger_on_first_use=False,  # a later `configure` (reload, tests) must reach loggers already in use
     )
     logging.basicConfig(handlers=[_FromLibraries()], level=max(logging.WARNING, _number(level)), force=True)
     return output
+
+
+class Line(msgspec.Struct):
+    """A line that is written so often that its fields are prepared; subclasses have them in the line's order."""
+
+    timestamp: str
+    level: str
+    event: str
+
+
+class Direct:
+    """The short way of such lines: the same bytes as through structlog, for a third of the cost."""
+
+    def __init__(self, processors: list[Processor], output: LogOutput) -> None:
+        self._processors = processors
+        self._render = processors[-1]
+        self._line = self._render.line if isinstance(self._render, _ConsoleLine) else _json
+        self._output = output
+
+    def __repr__(self) -> str:
+        return f"<Direct to {self._output!r}>"
+
+    def write(self, line: Line) -> bool:
+        """False: somebody has put other processors in, as tests do; write it through structlog."""
+        if self._processors[-1] is not self._render:
+            return False
+        self._output.msg(self._line(line))
+        return True
+
+    @property
+    def in_use(self) -> bool:
+        """Whether logging is still as it was configured."""
+        return structlog.get_config()["processors"] is self._processors
+
+
+_direct: Direct | None = None
+
+
+def direct() -> Direct | None:
+    """The short way, where logging was configured here."""
+    return _direct if _direct is not None and _direct.in_use else None
+
+
+def told(line: Line) -> dict[str, Any]:
+    """A line's names and values, as structlog takes them beside the event."""
+    pairs = cast(dict[str, Any], msgspec.to_builtins(line))
+    return {name: value for name, value in pairs.items() if name not in Line.__struct_fields__}
+
+
+def timestamp() -> str:
+    """Now, as lines say it."""
+    second, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    return f"{_second(second)}.{microseconds:06}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds")[:19]
 
 
 class _FromLibraries(logging.Handler):
@@ -83,18 +147,21 @@ def _number(level: str) -> int:
 
 
 def _stamped(method: str, event: Mapping[str, Any]) -> dict[str, Any]:
-    now = datetime.now(UTC).isoformat(timespec="microseconds")
-    stamped = {"timestamp": f"{now[:26]}Z", "level": _LEVELS.get(method, method), "event": event["event"]}
+    stamped = {"timestamp": timestamp(), "level": _LEVELS.get(method, method), "event": event["event"]}
     stamped.update(event)
     return stamped
 
 
 def _json_line(_: object, method: str, event: Mapping[str, Any]) -> bytes:
-    stamped = _stamped(method, event)
+    return _json(_stamped(method, event))
+
+
+def _json(stamped: dict[str, Any] | Line) -> bytes:
     try:
         line = _encode(stamped)
     except UnicodeEncodeError:  # a lone surrogate, which JSON can escape and UTF-8 cannot carry
-        line = json.dumps(stamped, default=ascii, separators=(",", ":")).encode()
+        pairs = msgspec.to_builtins(stamped) if isinstance(stamped, Line) else stamped
+        line = json.dumps(pairs, default=ascii, separators=(",", ":")).encode()
     if line.isascii() and b"\x7f" not in line:  # the encoder has escaped the other controls
         return line
     # Outside its strings a JSON text has no such character, so an escape can stand wherever one is found.
@@ -113,7 +180,11 @@ class _ConsoleLine:
         self._colors = _COLORS if colors else {}
 
     def __call__(self, _: object, method: str, event: Mapping[str, Any]) -> bytes:
-        stamped = _stamped(method, event)
+        return self.line(_stamped(method, event))
+
+    def line(self, event: dict[str, Any] | Line) -> bytes:
+        """What is shown of an event, whose pairs are taken out, or of a prepared line."""
+        stamped = msgspec.to_builtins(event) if isinstance(event, Line) else event
         timestamp, level, name = stamped.pop("timestamp"), stamped.pop("level"), stamped.pop("event")
         color = self._colors.get(level)
         shown = f"{color}{level:8}{_PLAIN}" if color else f"{level:8}"

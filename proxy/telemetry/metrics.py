@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prometheus is told: the one door to its client library, which formats the page.
+"""What Prometheus is told of one gateway.
 
 What merely is (queues, places, connections) is read from its owner when somebody scrapes; what happens is counted in
 plain numbers beside this. Every label comes from the config or a fixed list, never from a request.
@@ -9,15 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from itertools import accumulate
-
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from proxy.telemetry.door_metrics import DoorCounts, TcpDoorCounts, door_families, tcp_door_families
-from proxy.telemetry.families import BOUNDS, Family, Histogram
+from proxy.telemetry.exposition import process, render
+from proxy.telemetry.families import Exported, Family, exported
 from proxy.telemetry.gate_metrics import GateCounts, gate_families
 from proxy.telemetry.link_metrics import LinksSeen, link_families
 from proxy.telemetry.lookout_metrics import DiscoveryCounts, ProbeCounts, discovery_families, probe_families
@@ -26,11 +21,9 @@ from qos.traffic_class import ClassTable
 
 __all__ = ["Metrics"]
 
-_BOUNDS = [*map(str, BOUNDS), "+Inf"]
 
-
-class Metrics(Collector):
-    """All metrics of one gateway, in a registry of its own."""
+class Metrics:
+    """All metrics of one gateway."""
 
     def __init__(self, *, version: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._version = version
@@ -43,9 +36,6 @@ class Metrics(Collector):
         self._tcp_doors: list[tuple[str, TcpDoorCounts]] = []
         self._probing: ProbeCounts | None = None
         self._discovery: DiscoveryCounts | None = None
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
 
     def watch_gate(self, gate: GateCounts, classes: ClassTable) -> None:
         """Read this gate and its endpoints at every scrape."""
@@ -78,16 +68,18 @@ class Metrics(Collector):
 
     def page(self, accept: str = "") -> tuple[bytes, str]:
         """The metrics as text, in the format that an Accept field prefers; and its content type."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        return render(self.export(), accept)
 
-    def collect(self) -> Iterator[Metric]:
-        """The library asks for everything as it stands."""
-        yield from map(_family, self._families())
-        yield from map(_histogram, self.requests.histograms())
+    async def answer(self, accept: str) -> tuple[bytes, str]:
+        """The same, for the admin's address."""
+        return self.page(accept)
+
+    def export(self) -> list[Exported]:
+        """Everything as it stands, this process among it."""
+        return [*exported(self._families(), self.requests.histograms()), *process()]
 
     def _families(self) -> Iterator[Family]:
-        build = Family("inferlane_build_info", "The version that runs; always 1.", ("version",))
+        build = Family("inferlane_build_info", "The version that runs; always 1.", ("version",), across="max")
         build.samples.append(((self._version,), 1))
         yield build
         yield from self.requests.families()
@@ -100,18 +92,3 @@ class Metrics(Collector):
             yield from discovery_families(self._discovery)
         if self._links is not None:
             yield from link_families(self._links)
-
-
-def _family(family: Family) -> Metric:
-    kind = CounterMetricFamily if family.counts else GaugeMetricFamily
-    made = kind(family.name, family.help, labels=family.labels)
-    for labels, value in family.samples:
-        made.add_metric(labels, value)
-    return made
-
-
-def _histogram(histogram: Histogram) -> Metric:
-    made = HistogramMetricFamily(histogram.name, histogram.help, labels=histogram.labels)
-    for labels, seconds in histogram.samples:
-        made.add_metric(labels, list(zip(_BOUNDS, accumulate(seconds.counts), strict=True)), seconds.sum)
-    return made

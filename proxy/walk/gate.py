@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from backends.body import Body
 from backends.endpoint import Endpoint
+from backends.ledger.line import Line
 from backends.messages import Request
 from backends.outcome import Outcome
 from backends.pool import Pool
 from inferlane.errors import Refused
 from proxy.walk import refusals
-from qos.admission import latest_start, retry_after_s, to_evict, too_late
+from proxy.walk.place import Place
+from proxy.walk.shared_queues import SharedQueues
+from proxy.walk.shedding import Shedding
+from qos.admission import latest_start, retry_after_s, too_late
 from qos.scheduler import ClassBounds, ClassQueues, Entry
 from qos.traffic_class import ClassTable, TrafficClass
 
@@ -45,35 +50,8 @@ class _Waiter:
     since: float
 
 
-class Place:
-    """One of an endpoint's places, given to one request; `leave` gives it back, whatever happened."""
-
-    __slots__ = ("_cost_s", "_gate", "_left", "endpoint", "evicted", "protected", "rank", "request")
-
-    def __init__(self, gate: Gate, endpoint: Endpoint, request: Request, rank: int, cost_s: float) -> None:
-        self._gate = gate
-        self._cost_s = cost_s
-        self._left = False
-        self.endpoint = endpoint
-        self.request = request
-        self.rank = rank
-        self.evicted = False
-        self.protected = False
-        """It was its class's turn though a higher one waited: taking it back would take the turn back."""
-
-    def __repr__(self) -> str:
-        return f"<Place at {self.endpoint.name}, rank {self.rank}{', left' if self._left else ''}>"
-
-    def leave(self, outcome: Outcome) -> None:
-        """The attempt is over; the next in order gets the place."""
-        if self._left:
-            raise RuntimeError(f"{self!r} was left twice")
-        self._left = True
-        self._gate.left(self, outcome, self._cost_s)
-
-
 class Gate:
-    """The places of one pool, who has them, and who waits for them."""
+    """The places of one pool, who has them, and who waits for them. line: shared with the gates of other workers."""
 
     def __init__(
         self,
@@ -83,17 +61,22 @@ class Gate:
         max_requests: int = MAX_REQUESTS,
         max_bytes: int = MAX_BYTES,
         clock: Callable[[], float] = time.monotonic,
+        line: Line | None = None,
     ) -> None:
         self.pool = pool
         self.evicted: Counter[str] = Counter()
         """By class: work ended, or waiting requests displaced, for a higher class."""
         self._classes = classes
-        self._queues: ClassQueues[_Waiter] = ClassQueues(
-            _bounds(classes), max_entries=max_requests, max_bytes=max_bytes
-        )
+        self._line = line
+        bounds = _bounds(classes)
+        own: ClassQueues[_Waiter] = ClassQueues(bounds, max_entries=max_requests, max_bytes=max_bytes)
+        self._queues: ClassQueues[_Waiter] | SharedQueues[_Waiter] = own
+        if line is not None:
+            self._queues = SharedQueues(own, line, bounds, since=lambda waiter: waiter.since, clock=clock)
+            line.look = self._look
         self._in_flight = [0] * len(classes)
         self._held: set[Place] = set()
-        self._sheddable: OrderedDict[Place, None] = OrderedDict()
+        self._shedding = Shedding(self.evicted, line)
         # Bodies of unknown length still arriving: counted again whenever somebody new wants to wait.
         self._growing: set[Entry[_Waiter]] = set()
         self._clock = clock
@@ -123,6 +106,9 @@ class Gate:
         for place in self._held:
             place.rank = self._rank(place.request)
             self._in_flight[place.rank] += 1
+        if self._line is not None:
+            self._line.holds(self._in_flight)
+            self._shedding.tell()
         self._queues.use_classes(_bounds(classes), lambda entry: self._rank(entry.item.request))
 
     async def enter(self, request: Request, *, avoid: frozenset[str] = frozenset()) -> Place:
@@ -137,9 +123,9 @@ class Gate:
             # An endpoint may have become ready since; what it has to give is first theirs who wait.
             self._dispatch(now)
         if not self._queues:
-            endpoint = self.pool.pick(now, waiting=1, avoid=avoid)
-            if endpoint is not None:
-                return self._give(endpoint, request, rank, now)
+            place = self._at_once(request, rank, now, avoid)
+            if place is not None:
+                return place
             if not self.pool.ready:
                 raise refusals.no_endpoint(self.pool.name)
         latest = self._check_in_time(request, rank, now, self._needed_s(request, now))
@@ -151,10 +137,13 @@ class Gate:
         if self._queues:
             return None
         now = self._clock()
-        endpoint = self.pool.pick(now, avoid=avoid)
-        if endpoint is None or endpoint.name in avoid:
-            return None
-        return self._give(endpoint, request, self._rank(request), now)
+        with self._line or nullcontext():
+            if self._line is not None and self._line.others_wait:
+                return None
+            endpoint = self.pool.pick(now, avoid=avoid)
+            if endpoint is None or endpoint.name in avoid:
+                return None
+            return self._give(endpoint, request, self._rank(request), now)
 
     def look_again(self) -> None:
         """An endpoint has come, gone, or changed its state: who waits may have a place now."""
@@ -163,14 +152,38 @@ class Gate:
 
     def left(self, place: Place, outcome: Outcome, cost_s: float) -> None:
         """A place is free again: its endpoint and its class learn how it went."""
-        now = self._clock()
+        now, line = self._clock(), self._line
         self._in_flight[place.rank] -= 1
         self._held.discard(place)
-        self._sheddable.pop(place, None)
+        self._shedding.discard(place)
+        if line is None:
+            self._finished(place, outcome, cost_s, now)
+            if self._queues:
+                self._dispatch(now)
+            return
+        with line:
+            self._finished(place, outcome, cost_s, now)
+            line.left(place.rank)
+            if self._queues or line.others_wait:
+                self._dispatch(now, freed=True)
+
+    def _finished(self, place: Place, outcome: Outcome, cost_s: float, now: float) -> None:
         self.pool.finished(place.endpoint, outcome, place.request.traffic_class.name, now)
         self._queues.settle(place.rank, place.request.client, outcome.held_s - cost_s)
-        if self._queues:
-            self._dispatch(now)
+
+    def _look(self) -> None:
+        """Another worker left a place, and it is this one's turn; or found none for a higher class."""
+        self._dispatch(self._clock(), freed=True)
+        self._shed()
+
+    def _at_once(self, request: Request, rank: int, now: float, avoid: frozenset[str]) -> Place | None:
+        """A place that is free, if nobody waits for it in another worker."""
+        if self._line is None:
+            endpoint = self.pool.pick(now, waiting=1, avoid=avoid)
+            return None if endpoint is None else self._give(endpoint, request, rank, now)
+        with self._line as line:
+            endpoint = None if line.others_wait else self.pool.pick(now, waiting=1, avoid=avoid)
+            return None if endpoint is None else self._give(endpoint, request, rank, now)
 
     def _rank(self, request: Request) -> int:
         """Its class's as it is now; a request may have got its class before a reload and come here after."""
@@ -181,9 +194,16 @@ class Gate:
         """Its latest start; raises Refused where that is over. takes_s: what an answer must be given. A place that
         nobody else wants is worth an even chance; one that others wait for goes to those that will make it."""
         latest = latest_start(request.deadline, expected_s=takes_s, rtt_s=request.timeline.rtt_s)
-        if too_late(now, latest, class_in_flight=self._in_flight[rank]):
+        if too_late(now, latest, class_in_flight=self._in_flight[rank] or self._held_elsewhere(rank)):
             raise self._too_late(request, now, takes_s)
         return latest
+
+    def _held_elsewhere(self, rank: int) -> int:
+        return 0 if self._line is None else self._line.held(rank)
+
+    def _waiting(self, rank: int) -> int:
+        """Of this rank, in all workers."""
+        return self._queues.depth(rank) if self._line is None else self._line.waiting(rank)
 
     def _needed_s(self, request: Request, now: float) -> float | None:
         return self.pool.needed_s(request.traffic_class.name, now)
@@ -192,14 +212,22 @@ class Gate:
         """One place of this endpoint is this request's. cost_s: what its client was charged for it already."""
         endpoint.take(now)
         self._in_flight[rank] += 1
-        place = Place(self, endpoint, request, rank, cost_s)
+        if self._line is not None:
+            self._line.took(rank)
+        place = Place(self.left, endpoint, request, rank, cost_s)
         self._held.add(place)
-        if request.evict is not None:
-            self._sheddable[place] = None
+        self._shedding.add(place)
         return place
 
     async def _wait(self, waiter: _Waiter, rank: int, now: float) -> Place:
-        entry = self._offer(waiter, rank, now)
+        if self._line is None:
+            entry = self._offer(waiter, rank, now)
+        else:
+            with self._line:
+                entry = self._offer(waiter, rank, now)
+                # Somebody may have left a place meanwhile who knew of nobody waiting here, or it is this one's turn.
+                self._dispatch(now)
+            self._line.listen(asyncio.get_running_loop())
         try:
             # There is no place, or it would not be here; but a class that may not wait at all is told at once.
             self._expire(now)
@@ -246,11 +274,24 @@ class Gate:
         self._arm(min(leaves, now + _LOOK_AGAIN_S), now)
         return entered
 
-    def _dispatch(self, now: float) -> None:
-        """Hand every free place to whoever is next."""
+    def _dispatch(self, now: float, *, freed: bool = False) -> None:
+        """Hand every free place to whoever is next. freed: somebody left one, whether or not it can be used here."""
         self._expire(now)
+        if self._line is None:
+            self._hand_out(now)
+            return
+        with self._line as line:
+            free = self._hand_out(now)
+            if free is not None:
+                line.pass_on(now, self.pool.places(now), free=freed or free > 0)
+
+    def _hand_out(self, now: float) -> int | None:
+        """How many are free, if none could be used."""
         places, free = self.pool.capacity(now)
-        while free > 0 and (entry := self._queues.first(self._in_flight, places)) is not None:
+        used = False
+        while free > 0:
+            if (entry := self._queues.first(self._in_flight, places)) is None:
+                return None
             waiter, rank = entry.item, entry.rank
             if waiter.place.done():  # cancelled in this turn: still queued, because its coroutine has not run yet
                 self._queues.withdraw(entry)
@@ -263,26 +304,17 @@ class Gate:
                 continue
             endpoint = self.pool.pick(now, waiting=len(self._queues), avoid=waiter.avoid)
             if endpoint is None:
-                return
-            free -= 1
+                return free
+            free, used = free - 1, True
             cost_s = self._expected_s(waiter.request, now) or 0.0
             self._queues.serve(entry, cost_s)
             place = self._give(endpoint, waiter.request, rank, now, cost_s=cost_s)
-            place.protected = any(self._queues.depth(higher) for higher in range(rank))
+            place.protected = any(self._waiting(higher) for higher in range(rank))
             waiter.place.set_result(place)
+        return None if used else free
 
     def _shed(self) -> None:
-        """End sheddable work in flight for those of higher classes that found no place."""
-        held = [place for place in self._sheddable if not place.protected]
-        if not held:
-            return
-        # More than there are to go need not be counted.
-        waiting = (rank for rank in range(len(self._classes)) for _ in range(min(len(held), self._queues.depth(rank))))
-        for place in to_evict(waiting, held):
-            place.evicted = True
-            self.evicted[place.request.traffic_class.name] += 1
-            if place.request.evict is not None:
-                place.request.evict()
+        self._shedding.shed([self._waiting(rank) for rank in range(len(self._classes))])
 
     def _displace(self, entry: Entry[_Waiter], rank: int) -> None:
         """It goes for one of this rank."""
@@ -342,7 +374,7 @@ class Gate:
     def _retry_after_s(self, request: Request, rank: int) -> float:
         now = self._clock()
         return retry_after_s(
-            sum(self._queues.depth(each) for each in range(rank + 1)),
+            sum(self._waiting(each) for each in range(rank + 1)),
             self.pool.places(now),
             self._expected_s(request, now),
             longest_s=request.traffic_class.queue_s,

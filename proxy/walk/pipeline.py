@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
+from math import inf
 
 import structlog
 
@@ -23,6 +23,7 @@ from proxy.arrival import Answered, Arrival, Operation, Responder
 from proxy.protocols.openai_http import read_head
 from proxy.telemetry.finished import Telemetry
 from proxy.walk import refusals
+from proxy.walk.deadlines import Deadline, Deadlines
 from proxy.walk.describing import VERSION, Describing
 from proxy.walk.eviction import Evictable
 from proxy.walk.pool_walk import PoolWalk
@@ -58,6 +59,7 @@ class Pipeline:
         self._describing = Describing(routes, clock=clock)
         self._telemetry = telemetry
         self._clock = clock
+        self._deadlines = Deadlines(clock)
         self._reading = 0
         self.in_flight = 0
         self.draining = False
@@ -70,7 +72,7 @@ class Pipeline:
         status, reason = Reason.CANCELLED.status, Reason.CANCELLED.label
         self.in_flight += 1
         try:
-            async with asyncio.timeout_at(answered.deadline) as limit:
+            with self._deadlines.until(answered.deadline) as limit:
                 reply = await self._answer(arrival, answered, responder, limit)
             status, reason = reply.status, _reason_of(reply.status)
         except Refused as refusal:
@@ -100,17 +102,15 @@ class Pipeline:
             deadline=arrival.timeline.received + budget,
         )
 
-    async def _answer(
-        self, arrival: Arrival, answered: Answered, responder: Responder, limit: asyncio.Timeout
-    ) -> Reply:
+    async def _answer(self, arrival: Arrival, answered: Answered, responder: Responder, limit: Deadline) -> Reply:
         if arrival.refusal is None and arrival.operation is Operation.OPENAI:
             await self._read_model(arrival, answered)
-            limit.reschedule(answered.deadline)
+            limit.move(answered.deadline)
         responder.judged(answered)
         if arrival.refusal is not None:
             raise arrival.refusal
         if self._clock() >= answered.deadline:
-            raise TimeoutError  # asyncio's timeout strikes at a wait only, and a quick backend never waits
+            raise TimeoutError  # the timer strikes at a wait only, and a quick backend never waits
         if arrival.operation in (Operation.INFER, Operation.OPENAI):
             return await self._infer(arrival, answered, responder, limit)
         reply = await self._describing.reply(answered, draining=self.draining)
@@ -141,23 +141,26 @@ class Pipeline:
             self._reading -= size
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _infer(self, arrival: Arrival, answered: Answered, responder: Responder, limit: asyncio.Timeout) -> Reply:
+    async def _infer(self, arrival: Arrival, answered: Answered, responder: Responder, limit: Deadline) -> Reply:
         if self.draining:
             raise Refused(Reason.DRAINING, "this gateway is shutting down; connect again", retry_after_s=1.0)
         pool = self._describing.pool(answered)
         _check_api(pool, arrival.operation)
         # A client that sends slowly holds no place meanwhile, and a body that is not as long as its head says goes
         # nowhere. Longer ones are forwarded as they come.
-        await arrival.body.gather(GATHERED)
+        if not arrival.body.complete:
+            await arrival.body.gather(GATHERED)
         arrival.timeline.queued = self._clock()
         request = _request(arrival, answered)
-        scope = Evictable(refusals.evicted(pool.name, answered.traffic_class.name))
-        with scope if answered.traffic_class.sheddable else nullcontext():
-            request.evict = scope.evict if answered.traffic_class.sheddable else None
-            return await self._attempt(self._walks[pool.name].attempts, request, answered, responder, limit)
+        attempts = self._walks[pool.name].attempts
+        if not answered.traffic_class.sheddable:
+            return await self._attempt(attempts, request, answered, responder, limit)
+        with Evictable(refusals.evicted(pool.name, answered.traffic_class.name)) as scope:
+            request.evict = scope.evict
+            return await self._attempt(attempts, request, answered, responder, limit)
 
     async def _attempt(
-        self, attempts: Attempts, request: Request, answered: Answered, responder: Responder, limit: asyncio.Timeout
+        self, attempts: Attempts, request: Request, answered: Answered, responder: Responder, limit: Deadline
     ) -> Reply:
         # Late binding: an endpoint is chosen when it has a place, not before (DESIGN.md, decision 3).
         attempt = await attempts.infer(request, asking=answered.asked)
@@ -174,23 +177,21 @@ class Pipeline:
         attempt.leave()
         if isinstance(reply.body, bytes):
             # Nobody's place must wait for a whole reply that its class's `police` rate holds back.
-            await _send(reply, responder, answered)
+            await responder.reply(reply, answered)
         return reply
 
-    async def _send_pieces(
-        self, reply: Reply, responder: Responder, answered: Answered, limit: asyncio.Timeout
-    ) -> None:
+    async def _send_pieces(self, reply: Reply, responder: Responder, answered: Answered, limit: Deadline) -> None:
         answered.streaming = reply.streaming
         if not reply.streaming or isinstance(reply.body, bytes):
             await _send(reply, responder, answered)
             return
-        limit.reschedule(None)  # the class's deadline was until the first byte, which is here
-        async with asyncio.timeout(None) as bound:
+        limit.when = inf  # the class's deadline was until the first byte, which is here
+        with self._deadlines.until(inf) as bound:
             stream = TokenStream(reply.body, answered, bound, self._telemetry, clock=self._clock)
             try:
                 await _send(replace(reply, body=stream), responder, answered)
             except asyncio.CancelledError:
-                if bound.expired():
+                if bound.expired:
                     raise stream.late() from None
                 raise
 

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from math import inf
 from typing import Self
 
 from backends.messages import Pieces
@@ -12,6 +12,7 @@ from backends.remote.sse import KEEPALIVE
 from inferlane.errors import Reason, Refused
 from proxy.arrival import Answered
 from proxy.telemetry.finished import Telemetry
+from proxy.walk.deadlines import Deadline
 
 __all__ = ["TokenStream"]
 
@@ -26,7 +27,7 @@ class TokenStream:
         self,
         pieces: Pieces,
         answered: Answered,
-        limit: asyncio.Timeout,
+        limit: Deadline,
         telemetry: Telemetry,
         *,
         clock: Callable[[], float],
@@ -38,10 +39,10 @@ class TokenStream:
         self._clock = clock
         self._promise = answered.traffic_class.stream
         total_s = self._promise.total_s
-        self._ends = None if total_s is None else answered.arrival.timeline.received + total_s
+        self._ends = inf if total_s is None else answered.arrival.timeline.received + total_s
         self._last: float | None = None
         self._with_client = False
-        limit.reschedule(self._ends)
+        limit.move(self._ends)
 
     def __repr__(self) -> str:
         return f"<TokenStream {self._answered.pieces} pieces, {'client' if self._with_client else 'backend'} next>"
@@ -51,7 +52,7 @@ class TokenStream:
 
     async def __anext__(self) -> bytes:
         self._with_client = False
-        self._limit.reschedule(self._ends)
+        self._limit.when = self._ends  # later than a client's time, or as it was
         piece = await self._pieces.__anext__()
         self._clocked(self._clock(), is_answer=piece is not KEEPALIVE)
         return piece
@@ -76,5 +77,4 @@ class TokenStream:
             self._last = now
             answered.pieces += 1
         self._with_client = True
-        stalled = now + self._promise.stall_s
-        self._limit.reschedule(stalled if self._ends is None else min(stalled, self._ends))
+        self._limit.move(min(now + self._promise.stall_s, self._ends))

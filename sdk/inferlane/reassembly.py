@@ -5,7 +5,18 @@ from __future__ import annotations
 
 from inferlane.wire import UNTIL_FIN, Header, WireError
 
-__all__ = ["Reassembly"]
+__all__ = ["Reassembly", "whole"]
+
+_OPEN = "only a message on a stream may leave its length open"
+
+
+def whole(header: Header, payload: bytes) -> bytes:
+    """The body of a message that is one fragment: most are, and need no reassembly. WireError as by `Reassembly`."""
+    if header.total_length == UNTIL_FIN:
+        raise WireError("total_length", _OPEN)
+    if len(payload) != header.total_length:
+        raise WireError("payload", f"{len(payload)} bytes where {header.total_length} are the message")
+    return payload
 
 
 class Reassembly:
@@ -19,7 +30,7 @@ class Reassembly:
     def __init__(self, first: Header) -> None:
         """first: the header of whichever fragment came first; `add` takes its payload."""
         if first.total_length == UNTIL_FIN:
-            raise WireError("total_length", "only a message on a stream may leave its length open")
+            raise WireError("total_length", _OPEN)
         self._first = first
         self._payloads: list[bytes | None] = [None] * first.count
         self._stored = 0

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import replace
 from math import inf
 from typing import Final
 
 from inferlane.errors import Reason, Refused
-from inferlane.reassembly import Reassembly
+from inferlane.header import changed
+from inferlane.reassembly import Reassembly, whole
 from inferlane.wire import (
     COOKIE_LENGTH,
     MAX_DATAGRAM,
@@ -95,8 +95,9 @@ class Exchange:
         """Datagrams of this exchange that made no sense."""
         self._cookies = cookies
         # The cookie's place is kept from the start, so that a repeat is cut as the first try was.
-        self._header = replace(header, cookie=self._shown_cookie)
+        self._header = changed(header, cookie=self._shown_cookie)
         self._payloads = split(self._header, body, max_datagram=max_datagram)
+        self._header.index, self._header.count, self._header.total_length = 0, len(self._payloads), len(body)
         self._deadline = deadline
         self._next = now
         self._wait_s = self._first_wait()
@@ -177,26 +178,30 @@ class Exchange:
         return [index for index in range(len(self._payloads)) if not acked >> index & 1]
 
     def _on_answer(self, header: Header, payload: bytes, now: float) -> None:
-        arriving = self._arriving
+        arriving, before = self._arriving, 0
+        body: bytes | None
         try:
-            if arriving is None or header.type is Type.ERROR:
-                arriving = Reassembly(header)
-            before = arriving.bitmap
-            body = arriving.add(header, payload)
+            if header.count == 1 and (arriving is None or header.type is Type.ERROR):
+                head, body = header, whole(header, payload)
+            else:
+                arriving = arriving or Reassembly(header)
+                before = arriving.bitmap
+                body = arriving.add(header, payload)
+                head = arriving.head
         except WireError:
             self.dropped += 1
             return
         if header.index == 0 and header.backend_us is not None:
             self._measure(now, (header.queue_us or 0) + header.backend_us + (header.compute_us or 0))
         if body is None:
-            self._progressed |= arriving.bitmap != before
+            self._progressed |= arriving is not None and arriving.bitmap != before
             if self._arriving is None:
                 self._arriving = arriving
                 self._restart_timer(now)
         elif header.type is Type.ERROR:
             self.failed = refusal(header, body)
         else:
-            self.reply = arriving.head, body
+            self.reply = head, body
 
     def _on_challenge(self, header: Header, now: float) -> list[bytes]:
         if not self._cookies or header.cookie == self.cookie:
@@ -232,8 +237,10 @@ class Exchange:
         return datagrams
 
     def _flight(self, indexes: Collection[int], now: float) -> list[bytes]:
-        remaining_us = max(microseconds(self._deadline - now), 1) if self._header.remaining_us else 0
-        header = replace(self._header, remaining_us=remaining_us, cookie=self._shown_cookie)
+        header = self._header
+        if header.remaining_us:
+            header.remaining_us = max(microseconds(self._deadline - now), 1)
+        header.cookie = self._shown_cookie
         fragment_heads = heads(header, self._payloads)
         return [fragment_heads[index] + self._payloads[index] for index in indexes]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final
 
 from inferlane.errors import Reason, Refused
@@ -21,6 +21,7 @@ from inferlane.header import (
     Header,
     Type,
     WireError,
+    changed,
     check,
     check_written,
 )
@@ -54,6 +55,7 @@ UNTIL_FIN: Final = 0xFFFFFFFF
 FIXED_LENGTH: Final = 32
 MAX_HEADER: Final = 855  # all optional fields at their longest; what claims more is rubbish, not worth reading on for
 _MAX_NAME: Final = 255
+_NAMES: Final = 512  # checked and converted once: classes, models and versions are few
 _CONTROLS: Final = bytes((*range(0x20), 0x7F))  # names end up in log lines and URLs
 
 _FIXED = struct.Struct("!6BHQHHIII")
@@ -93,9 +95,12 @@ def decode(data: bytes) -> tuple[Header, int]:
 
 def encode(header: Header) -> bytes:
     """The header's bytes; the payload follows. WireError: no peer would take it."""
+    return _encode(header, *_write_optional(header))
+
+
+def _encode(header: Header, flags: int, optional: bytes) -> bytes:
     check_written(header)
-    flags, optional = _write_optional(header)
-    check(header, flags, RULES[header.type])
+    check(header, flags, _TYPES[header.type][1])
     try:
         fixed = _FIXED.pack(
             MAGIC,
@@ -133,11 +138,17 @@ def header_length(data: bytes) -> int | None:
 
 def microseconds(seconds: float) -> int:
     """Seconds as the wire counts them; what does not fit becomes the nearest that does."""
-    return round(min(max(seconds * 1e6, 0), UNKNOWN_US - 1))
+    us = seconds * 1e6
+    return round(us if 0 <= us < UNKNOWN_US - 1 else min(max(us, 0), UNKNOWN_US - 1))
 
 
 def fragments(header: Header, body: bytes, *, max_datagram: int = MAX_DATAGRAM) -> list[bytes]:
     """A message as the datagrams that carry it. Refused(USE_STREAM) when it needs too many."""
+    flags, optional = _write_optional(header)
+    if len(body) <= max_datagram - FIXED_LENGTH - len(optional):
+        if (header.index, header.count, header.total_length) != (0, 1, len(body)):
+            header = changed(header, index=0, count=1, total_length=len(body))
+        return [_encode(header, flags, optional) + body]
     payloads = split(header, body, max_datagram=max_datagram)
     return [head + payload for head, payload in zip(heads(header, payloads), payloads, strict=True)]
 
@@ -160,7 +171,7 @@ def heads(header: Header, payloads: Sequence[bytes]) -> list[bytes]:
     """The encoded headers of a message's fragments. Of the optional fields, later ones carry the cookie only."""
     count, total = len(payloads), sum(map(len, payloads))
     if (header.index, header.count, header.total_length) != (0, count, total):
-        header = replace(header, index=0, count=count, total_length=total)  # 10 us, spared who said so already
+        header = changed(header, index=0, count=count, total_length=total)
     first = encode(header)
     if count == 1:
         return [first]
@@ -217,10 +228,14 @@ def _read_names(head: bytes, at: int, flags: int, fields: dict[str, Any]) -> int
 
 def _read_name(head: bytes, at: int, *, may_be_empty: bool = False) -> tuple[str, int]:
     end = at + 1 + head[at]
-    raw = head[at + 1 : end]
+    return _text(head[at + 1 : end], may_be_empty), end
+
+
+@lru_cache(_NAMES)
+def _text(raw: bytes, may_be_empty: bool) -> str:
     _check_name(raw, may_be_empty)
     try:
-        return raw.decode(), end
+        return raw.decode()
     except UnicodeDecodeError:
         raise WireError("name", f"{raw!r} is not UTF-8") from None
 
@@ -264,14 +279,15 @@ def _write_optional(header: Header) -> tuple[int, bytes]:
 def _write_names(header: Header) -> tuple[int, bytes]:
     flags, names = 0, b""
     if header.class_name is not None:
-        flags, names = Flag.CLASS, _name(header.class_name)
+        flags, names = Flag.CLASS, _name(header.class_name, False)
     if header.model is not None:
         flags |= Flag.MODEL
-        names += _name(header.model) + _name(header.version, may_be_empty=True)
+        names += _name(header.model, False) + _name(header.version, True)
     return flags, names
 
 
-def _name(name: str, *, may_be_empty: bool = False) -> bytes:
+@lru_cache(_NAMES)
+def _name(name: str, may_be_empty: bool) -> bytes:
     try:
         raw = name.encode()
     except UnicodeEncodeError:

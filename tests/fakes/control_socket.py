@@ -12,6 +12,7 @@ from pathlib import Path
 
 from backends.pool import Pool
 from proxy.control import Control
+from proxy.endpoints import Endpoints
 from tests.fakes.fleet import PATIENCE_S, watched_pool
 
 
@@ -20,7 +21,7 @@ def control_running(path: Path, *endpoints: str) -> Iterator[Pool]:
     """Serve a pool `digits` with these endpoints at `path`."""
     pool, _ = watched_pool(*endpoints)
     loop = asyncio.new_event_loop()
-    running = Control(path, [pool], changed=lambda _: None)
+    running = Control(path, Endpoints([pool], changed=lambda _: None))
     loop.run_until_complete(running.start())
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -13,8 +13,8 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import ProtocolNegotiated, QuicEvent
 
 from proxy.certificate import development_certificate
-from proxy.engine.configuration import server_configuration
-from proxy.engine.connection import Connection
+from proxy.quic.configuration import server_configuration
+from proxy.quic.connection import Connection
 
 CLIENT = ("192.0.2.1", 40000)
 SERVER = ("192.0.2.2", 4433)

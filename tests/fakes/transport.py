@@ -14,7 +14,7 @@ from tests.fakes.asking import settle
 class FakeTransport(asyncio.Transport):
     """Aborting it tells the protocol so at the loop's next turn, as asyncio's own does."""
 
-    def __init__(self, protocol: asyncio.Protocol) -> None:
+    def __init__(self, protocol: asyncio.BaseProtocol) -> None:
         super().__init__()
         self.written = b""
         self.writes = 0
@@ -30,6 +30,9 @@ class FakeTransport(asyncio.Transport):
 
     def writelines(self, list_of_data: Iterable[bytes]) -> None:
         self.write(b"".join(list_of_data))
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.most_unsent = high
 
     def pause_reading(self) -> None:
         assert self.reading

@@ -130,3 +130,10 @@ def gateway_by_datagram(open_gateway, model_server) -> Iterator[GatewayProgram]:
     """A gateway that asks the model server by inference datagram."""
     with open_gateway(f"{{datagram: '{model_server.udp}'}}") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def gateway_with_workers(open_gateway, model_folder) -> Iterator[GatewayProgram]:
+    """A gateway of two workers, whose models one process runs for both."""
+    with open_gateway(f"{onnx_pools(model_folder)}\nworkers: 2") as running:
+        yield running

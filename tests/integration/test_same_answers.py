@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever way a request takes, its answer is that of onnxruntime called directly, to the bit.
 
-Four transports to the gateway, and behind it the model in process, or `inferlane serve` by HTTP/1.1 or by datagram.
+Four transports to the gateway, and behind it the model in process, in a process that all workers share, or `inferlane
+serve` by HTTP/1.1 or by datagram.
 That a batch's answers are onnxruntime's on the same batch is shown where the batch is known:
 tests/unit/backends/local/test_onnx.py.
 """
@@ -22,7 +23,12 @@ from tests.fakes.models import identity, linear
 from tests.fakes.programs import GatewayProgram
 
 TRANSPORTS = ("https", "quic", "quic+datagram", "udp")
-ROUTES = {"in process": "gateway", "oip": "gateway_by_oip", "datagram": "gateway_by_datagram"}
+ROUTES = {
+    "in process": "gateway",
+    "models' process": "gateway_with_workers",
+    "oip": "gateway_by_oip",
+    "datagram": "gateway_by_datagram",
+}
 RNG = np.random.default_rng(11)
 
 

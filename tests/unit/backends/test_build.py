@@ -15,6 +15,7 @@ from backends.pool_settings import PoolSettings
 from backends.remote.datagram import DatagramBackend
 from backends.remote.oip import OipBackend
 from backends.remote.openai import OpenAiBackend
+from backends.remote.served import ServedModel
 from backends.settings import DatagramSettings, OipSettings, OpenAiSettings
 from qos.limit import AdaptiveLimit
 
@@ -141,3 +142,14 @@ build([PoolSettings.model_validate({"name": "p", "model": "*", "endpoints": ({"o
 sys.exit("onnxruntime" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_model_that_another_process_runs_is_the_same_endpoint_at_a_socket(model, tmp_path):
+    batched = {"onnx": str(model), "slots": 2, "batch": {"max_size": 8}}
+    settings = pool_of({"oip": "http://10.20.0.5:8000"}, batched, {"onnx": str(model)})
+    endpoints = build([settings], {("p", 1): tmp_path / "0.sock"}).pools[0].endpoints
+    assert [(each.name, type(each.backend), each.slots) for each in endpoints] == [
+        ("oip:10.20.0.5:8000", OipBackend, 16),
+        ("onnx:magika/model.onnx", ServedModel, 16),
+        ("onnx:magika/model.onnx#2", OnnxBackend, 1),
+    ]

@@ -17,6 +17,7 @@ from backends.outcome import Ending, Outcome
 from backends.pool import Pool
 from qos.limit import FixedLimit
 from tests.fakes.endpoints import IdleBackend, pool_of
+from tests.fakes.ledgers import Crew
 
 RULES = HealthRules(failures=3, eject_s=5.0, max_ejected=0.5)
 
@@ -356,3 +357,19 @@ def test_a_class_is_judged_by_what_it_saw_itself_and_time_outs_count():
     assert found == pytest.approx(0.2, rel=0.06)
     ask(magika, magika.endpoints[0], Ending.TIMED_OUT, now=1.2, after_s=0.3)
     assert magika.needed_s("batch", 1.5) == pytest.approx(found * 1.05)
+
+
+def test_places_are_counted_together_with_other_workers_and_an_endpoint_without_room_there_alone():
+    with Crew(2, columns=1) as crew:
+        pools = [pool_of(2, 2) for _ in crew.workers]
+        with capture_logs() as logs:
+            for pool, ledger in zip(pools, crew.workers, strict=True):
+                pool.share(ledger)
+        assert [(each["event"], each["endpoint"]) for each in logs] == [("endpoint_not_shared", "e1")] * 2
+        pools[0].endpoints[0].take(0.0)
+        pools[0].endpoints[1].take(0.0)
+        assert [each.busy for each in pools[1].endpoints] == [1, 0]
+        assert [each.in_flight for each in pools[1].endpoints] == [0, 0]
+        assert pools[1].capacity(0.0) == (4, 3)
+        pools[0].endpoints[0].finished(Outcome.unused(), 1.0)
+        assert pools[1].capacity(1.0) == (4, 4)

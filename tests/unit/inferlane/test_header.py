@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from inferlane.header import RULES, Flag, Header, Type, WireError, check
+from inferlane.header import RULES, Flag, Header, Type, WireError, changed, check
 
 PROOF = Flag.COOKIE | Flag.AUTH
 SERVER = {each for each in Type if each >= Type.REPLY}
@@ -52,3 +54,13 @@ def test_a_flag_that_a_type_does_not_allow_is_an_error(kind):
 def test_an_error_names_its_rule_apart_from_the_sentence():
     error = WireError("status", "7 in a message of type reply")
     assert (error.rule, str(error)) == ("status", "status: 7 in a message of type reply")
+
+
+def test_a_changed_copy_is_what_dataclasses_would_make():
+    header = Header(type=Type.REQUEST, request_id=7, model="m", cookie=bytes(16), total_length=3)
+    changes = {"index": 1, "count": 2, "cookie": None, "remaining_us": 9}
+    before = replace(header)
+    assert changed(header, **changes) == replace(header, **changes)
+    assert header == before
+    with pytest.raises(TypeError):
+        changed(header, colour="red")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferlane.reassembly import Reassembly
+from inferlane.reassembly import Reassembly, whole
 from inferlane.wire import UNTIL_FIN, Header, Type, WireError, decode, fragments
 from tests.fakes.wire_page import unhex, vectors
 
@@ -103,3 +103,16 @@ def test_it_shows_what_is_here():
 def _parted(datagram):
     header, length = decode(datagram)
     return header, datagram[length:]
+
+
+@pytest.mark.parametrize(("total", "payload"), [(4, b"1234"), (0, b""), (4, b"123"), (4, b"12345"), (UNTIL_FIN, b"1")])
+def test_one_fragment_is_taken_or_refused_as_by_a_reassembly(total, payload):
+    header = replace(REPLY, total_length=total)
+
+    def judged(take):
+        try:
+            return take(header, payload)
+        except WireError as error:
+            return error.rule
+
+    assert judged(whole) == judged(lambda first, body: Reassembly(first).add(first, body))

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from backends.pool import Pool
 from proxy import control
 from proxy.control import Control
+from proxy.endpoints import Endpoints, NotDone
 from tests.fakes.fleet import PATIENCE_S, until, watched_pool
 
 NAME = "oip:10.0.0.1:8000/base"
@@ -40,7 +41,7 @@ def changed() -> list[str]:
 async def served(tmp_path, pool, changed) -> AsyncIterator[Path]:
     """Where it serves."""
     path = tmp_path / "admin.sock"
-    running = Control(path, [pool], changed=changed.append, clock=lambda: 100.0)
+    running = Control(path, Endpoints([pool], changed=changed.append, clock=lambda: 100.0))
     await running.start()
     yield path
     await running.close()
@@ -152,7 +153,7 @@ async def test_more_connections_than_it_keeps_are_turned_away(served, monkeypatc
 
 async def test_others_than_root_and_the_owner_are_refused(tmp_path, pool, monkeypatch):
     path = tmp_path / "admin.sock"
-    running = Control(path, [pool], changed=lambda _: None, owner=4711)
+    running = Control(path, Endpoints([pool], changed=lambda _: None), owner=4711)
     monkeypatch.setattr(control, "_peer", lambda _: control.Peer(1, 1234))
     await running.start()
     with capture_logs() as logs:
@@ -176,11 +177,11 @@ async def test_the_file_is_for_its_owner_and_group_and_a_dead_one_is_replaced(tm
     path = tmp_path / "admin.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(os.fspath(path))
-    running = Control(path, [pool], changed=lambda _: None)
+    running = Control(path, Endpoints([pool], changed=lambda _: None))
     await running.start()
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     with pytest.raises(OSError, match="another process listens there"):
-        await Control(path, [pool], changed=lambda _: None).start()
+        await Control(path, Endpoints([pool], changed=lambda _: None)).start()
     assert (await ask(path, "GET", "/v1/pools"))[0] == 200
     await running.close()
     await running.close()
@@ -188,7 +189,7 @@ async def test_the_file_is_for_its_owner_and_group_and_a_dead_one_is_replaced(tm
 
 async def test_closing_hangs_up_on_whoever_is_there(tmp_path, pool):
     path = tmp_path / "admin.sock"
-    running = Control(path, [pool], changed=lambda _: None)
+    running = Control(path, Endpoints([pool], changed=lambda _: None))
     await running.start()
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(b"GET")
@@ -207,7 +208,7 @@ def test_whatever_comes_is_a_request_or_refused(data):
         reader.feed_eof()
         try:
             method, target = await control._request(reader)
-        except control._Refusal as refusal:
+        except NotDone as refusal:
             assert refusal.status in (400, 413, 431) and refusal.document["error"]
         else:
             assert method is not None and target.startswith("/")

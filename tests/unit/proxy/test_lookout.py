@@ -35,7 +35,7 @@ async def test_its_socket_is_there_while_it_runs_and_its_counts_are_told(tmp_pat
     looking.tell(metrics)
     await looking.start()
     assert socket.is_socket()
-    assert [each["name"] for each in (await looking.pools())["pools"]] == ["p"]
+    assert [each["name"] for each in (await looking.endpoints.pools())["pools"]] == ["p"]
     assert "inferlane_probes" in metrics.page()[0].decode()
     await looking.close()
     assert not socket.exists()

@@ -14,7 +14,7 @@ import pytest
 from backends.errors import BackendError
 from proxy.bind import bind_tcp
 from proxy.config.loading import Config, load
-from proxy.engine.configuration import TlsError
+from proxy.quic.configuration import TlsError
 from proxy.reload import merge, reload
 from proxy.server import Gateway
 from qos.classify import Policy

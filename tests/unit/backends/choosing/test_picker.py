@@ -22,6 +22,10 @@ class Place:
     failed: bool = False
     name: str = ""
 
+    @property
+    def busy(self) -> int:
+        return self.in_flight
+
     def has_room(self, now: float) -> bool:
         return self.in_flight < self.slots
 

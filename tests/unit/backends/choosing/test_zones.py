@@ -23,6 +23,10 @@ class Site:
     """Not faded; None: the same."""
     old: bool = False
 
+    @property
+    def busy(self) -> int:
+        return self.in_flight
+
     def room(self, now: float) -> int:
         return self.slots
 

@@ -8,6 +8,7 @@ import ssl
 from time import monotonic
 
 import pytest
+from structlog.testing import capture_logs
 
 from backends.remote import address
 from backends.remote.address import connects, open_socket, reaching, resolve, unreachable
@@ -98,3 +99,14 @@ async def test_a_knock_tries_every_address_and_the_last_one_tells(server, monkey
         await connects("a.example", server.port, deadline=monotonic() + 60)
         with pytest.raises(Refused, match="Connection refused"):
             await connects("a.example", closed, deadline=monotonic() + 60)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_no_descriptors_is_the_gateways_own_trouble_and_told_once_in_a_while(monkeypatch, number):
+    monkeypatch.setattr(address, "_told_at", -address.TELL_S)
+    with capture_logs() as logs:
+        refusals = [unreachable(OSError(number, "x")) for _ in range(3)]
+    assert {(each.reason, each.status) for each in refusals} == {(Reason.NO_ENDPOINT, 503)}
+    assert refusals[0].detail.startswith("no descriptors")
+    assert [(each["event"], each["log_level"]) for each in logs] == [("no_descriptors", "error")]
+    assert "LimitNOFILE" in logs[0]["remedy"]

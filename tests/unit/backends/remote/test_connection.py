@@ -6,11 +6,11 @@ from time import monotonic
 
 import pytest
 
-from backends.remote.connection import MOST_BUFFERED, WHOLE_REPLY, Stale
+from backends.remote.connection import MOST_BUFFERED, MOST_UNSENT, READ, WHOLE_REPLY, Connection, Stale
 from backends.remote.reply_body import ReplyBody
 from inferlane.errors import Reason, Refused
 from tests.fakes.asking import SOON, settle
-from tests.fakes.transport import exchange
+from tests.fakes.transport import FakeTransport, exchange
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"content-length: 5\r\n\r\nhello"
@@ -350,3 +350,21 @@ async def test_an_empty_reply_that_ends_with_the_connection_is_whole(connection,
     connection.data_received(OK + b"\r\n")
     connection.eof_received()
     assert (await task).body == b""
+
+
+async def test_what_was_read_is_taken_out_of_the_room_that_all_share(shelf):
+    room = memoryview(bytearray(READ))
+    first, second = Connection(shelf, "realtime", None, room), Connection(shelf, "batch", None, room)
+    for each in (first, second):
+        FakeTransport(each)
+    tasks = [await exchange(each) for each in (first, second)]
+    for each, body in ((first, b"12345"), (second, b"67890")):
+        said = OK + b"content-length: 5\r\n\r\n" + body
+        each.get_buffer(-1)[: len(said)] = said
+        each.buffer_updated(len(said))
+    assert [(await task).body for task in tasks] == [b"12345", b"67890"]
+    assert len(first.get_buffer(-1)) == READ
+
+
+async def test_an_upload_s_unsent_bytes_are_bounded(connection, transport):
+    assert transport.most_unsent == MOST_UNSENT

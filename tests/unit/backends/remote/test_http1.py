@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.remote.http1 import MAX_HEAD, Garbage, ReplyReader
+from backends.remote.http1 import LONGEST_KNOWN, MAX_HEAD, MOST_KNOWN, Garbage, Heads, ReplyReader
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
@@ -23,7 +23,7 @@ def read(*parts: bytes) -> ReplyReader:
 def test_a_reply_with_a_length():
     reader = read(OK + b"Content-Type:  text/plain \t\r\ncontent-length: 5\r\n\r\nhello")
     assert (reader.status, reader.complete, reader.keep_alive) == (200, True, True)
-    assert reader.fields == [(b"content-type", b"text/plain"), (b"content-length", b"5")]
+    assert reader.fields == ((b"content-type", b"text/plain"), (b"content-length", b"5"))
     assert (reader.content_length, reader.buffered) == (5, 5)
     assert reader.take() == b"hello"
     assert (reader.take(), reader.buffered) == (b"", 0)
@@ -34,7 +34,7 @@ def test_a_reply_in_chunks_with_extensions_and_trailers():
     assert reader.complete
     assert reader.keep_alive
     assert reader.take() == b"abcde"
-    assert reader.fields == [(b"transfer-encoding", b"chunked")]
+    assert reader.fields == ((b"transfer-encoding", b"chunked"),)
 
 
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
@@ -50,7 +50,7 @@ def test_interim_replies_are_skipped():
     hints = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"
     reader = read(b"HTTP/1.1 100 Continue\r\n\r\n" + hints, OK + b"content-length: 1\r\n\r\nx")
     assert (reader.status, reader.take()) == (200, b"x")
-    assert reader.fields == [(b"content-length", b"1")]
+    assert reader.fields == ((b"content-length", b"1"),)
 
 
 def test_a_length_that_an_interim_reply_has_is_not_the_reply_s():
@@ -199,3 +199,132 @@ def test_whatever_comes_is_a_reply_or_garbage(parts):
     except Garbage as garbage:
         assert str(garbage)
     assert reader.buffered == len(reader.take())
+
+
+KNOWN = OK + b"content-type: text/plain\r\ncontent-length: 5\r\n\r\n"
+
+
+def taken(reader: ReplyReader) -> tuple[object, ...]:
+    """All that a reply says, and what it says of its connection."""
+    head = (reader.status, reader.fields, reader.said, reader.content_length)
+    return (*head, reader.complete, reader.keep_alive, reader.until_close, reader.buffered, reader.first, reader.take())
+
+
+def test_a_head_that_was_read_before_says_the_same_again():
+    heads = Heads()
+    first, second = ReplyReader(heads), ReplyReader(heads)
+    first.feed(KNOWN + b"hello")
+    second.feed(KNOWN + b"again")
+    assert len(heads) == 1
+    assert (first.take(), second.take()) == (b"hello", b"again")
+    first.begin()
+    first.feed(KNOWN + b"there")
+    second.begin()
+    second.feed(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+    assert taken(first) == taken(read(KNOWN + b"there"))
+    assert taken(second)[:2] == (404, ((b"content-length", b"0"),))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        KNOWN + b"hell",  # the rest comes later
+        KNOWN + b"hello!",
+        CHUNKED + b"0\r\n\r\n",
+        OK + b"\r\nuntil the end",
+        OK + b"connection: close\r\ncontent-length: 5\r\n\r\nhello",
+        b"HTTP/1.0 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+        b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" + KNOWN + b"hello",
+        OK + b"x: " + b"y" * LONGEST_KNOWN + b"\r\ncontent-length: 5\r\n\r\nhello",
+    ],
+)
+def test_what_is_more_than_one_whole_reply_with_a_length_is_read_anew_each_time(reply):
+    heads = Heads()
+    ReplyReader(heads).feed(reply)
+    assert len(heads) == 0
+
+
+def test_a_known_head_with_another_number_of_bytes_behind_it_is_read():
+    heads = Heads()
+    ReplyReader(heads).feed(KNOWN + b"hello")
+    short, long = ReplyReader(heads), ReplyReader(heads)
+    short.feed(KNOWN + b"hel")
+    assert not short.complete
+    short.feed(b"lo")
+    assert (short.complete, short.keep_alive, short.take()) == (True, True, b"hello")
+    long.feed(KNOWN + b"hello" + KNOWN)
+    assert (long.complete, long.keep_alive, long.take()) == (True, False, b"hello")
+
+
+def test_bytes_after_a_reply_whose_head_is_known_end_the_connection():
+    heads = Heads()
+    ReplyReader(heads).feed(KNOWN + b"hello")
+    reader = ReplyReader(heads)
+    reader.feed(KNOWN + b"hello")
+    reader.feed(KNOWN + b"hello")
+    assert (reader.complete, reader.keep_alive) == (True, False)
+
+
+def test_only_so_many_heads_are_known():
+    heads = Heads()
+    reader = ReplyReader(heads)
+    for number in range(3 * MOST_KNOWN):
+        reader.begin()
+        reader.feed(OK + b"x-number: %d\r\ncontent-length: 0\r\n\r\n" % number)
+        assert 1 <= len(heads) <= MOST_KNOWN
+
+
+_lines = st.sampled_from(
+    [
+        b"content-length: 5",
+        b"content-length: 0",
+        b"Content-Length:\t5 ",
+        b"content-length: 5, 5",
+        b"content-length: +5",
+        b"transfer-encoding: chunked",
+        b"connection: close",
+        b"connection: keep-alive",
+        b"server-timing: compute;dur=1",
+        b"x: \xff",
+        b" folded",
+        b"upgrade: h2c",
+        b"\r",
+        b"",
+    ]
+)
+_starts = st.sampled_from(
+    [b"HTTP/1.1 200 OK", b"HTTP/1.0 200 OK", b"HTTP/1.1 204 No", b"HTTP/1.1 100 Go on", b"HTTP/1.1 304 ", b"", b"\r\n"]
+)
+_bodies = st.sampled_from([b"", b"hello", b"hell", b"hello!", b"5\r\nhello\r\n0\r\n\r\n", KNOWN + b"hello"])
+_replies = st.builds(
+    lambda start, lines, body: b"\r\n".join((start, *lines, b"", body)), _starts, st.lists(_lines, max_size=4), _bodies
+)
+
+
+@given(st.lists(_replies, min_size=2, max_size=6))
+def test_what_is_known_never_changes_what_a_reply_is(replies):
+    """Two readers go through the same replies, one of them for the second time; each opens a new one as the client
+    would open a connection."""
+    heads = Heads()
+    verdicts = []
+    for _ in range(2):
+        reader, story = ReplyReader(heads), []
+        for reply in replies:
+            verdict, goes_on = _verdict(reader, reply)
+            story.append(verdict)
+            if not goes_on:
+                reader = ReplyReader(heads)
+        verdicts.append(story)
+    alone = [_verdict(ReplyReader(Heads()), reply)[0] for reply in replies]
+    assert verdicts == [alone, alone]
+
+
+def _verdict(reader: ReplyReader, reply: bytes) -> tuple[object, bool]:
+    reader.begin()
+    try:
+        reader.feed(reply)
+    except Garbage as garbage:
+        return str(garbage), False
+    goes_on = reader.complete and reader.keep_alive
+    return (taken(reader) if reader.head_complete else None), goes_on

@@ -11,6 +11,7 @@ import pytest
 
 from backends.errors import BackendError
 from backends.remote.connection import Answer
+from backends.remote.fields import said_by
 from backends.remote.http_server import MOST_TOLD, HttpServer, accepted, begins_as_json, head, read_key, well
 from backends.remote.origin import parse_origin
 from backends.settings import SecretSettings
@@ -19,7 +20,7 @@ from tests.fakes.asking import SOON, request_of
 
 
 def answer(status: int = 200, body: bytes = b"{}", *fields: tuple[bytes, bytes]) -> Answer:
-    return Answer(status, list(fields), body, 0.0)
+    return Answer(status, said_by(fields), body, 0.0)
 
 
 def test_a_key_from_the_environment(monkeypatch):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import ssl
 from time import monotonic
@@ -305,3 +306,16 @@ async def test_a_server_that_speaks_no_tls(server):
     with pytest.raises(Refused, match="TLS handshake failed"):
         await opening
     await connections.close()
+
+
+async def test_without_descriptors_a_request_is_refused_at_once_and_the_next_finds_them_again(connections, server):
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, usual[1]))  # what is open stays; nothing new gets a number below 1
+    try:
+        with pytest.raises(Refused, match="no descriptors") as refused:
+            await opened(connections)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+    assert refused.value.status == 503
+    connection, _ = await used(connections, server)
+    assert connections.take("realtime") is connection

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from time import monotonic
 
@@ -307,3 +308,33 @@ async def test_a_ping_given_up_leaves_nothing(lane, path, udp):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not path.lanes
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM])
+async def test_a_datagram_for_which_there_is_no_room_is_lost_and_repeated(lane, udp, number):
+    await greeted(lane, udp)
+    sock = lane._sock
+    lane._sock = Full(sock, number)
+    task = asking(lane, 1)
+    await asyncio.sleep(0)
+    assert (lane._sock.refused, task.done(), lane.retired) == (1, False, False)
+    lane._sock = sock
+    header, _ = await udp.receive()
+    udp.reply(header, b"after all")
+    assert (await task).body == b"after all"
+
+
+class Full:
+    """A socket whose device takes nothing now."""
+
+    def __init__(self, sock: socket.socket, number: int) -> None:
+        self.refused = 0
+        self._sock = sock
+        self._number = number
+
+    def send(self, data: bytes) -> int:
+        self.refused += 1
+        raise OSError(self._number, "no room")
+
+    def recv(self, size: int) -> bytes:
+        return self._sock.recv(size)

@@ -128,6 +128,12 @@ def test_the_benchmark_forwards_and_has_defaults_for_the_rest():
     assert config.model_fields_set == {"version", "listeners", "pools", "admin"}
 
 
+def test_the_benchmark_of_workers_is_the_same_but_for_their_number():
+    alone, together = load(CONF / "bench-forward.yaml"), load(CONF / "bench-workers.yaml")
+    assert (alone.workers, together.workers) == (1, 2)
+    assert together.model_copy(update={"workers": 1}) == alone
+
+
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.name)
 def test_editors_find_the_schema(file):
     line = next(line for line in file.read_text().splitlines() if "$schema=" in line)
@@ -243,7 +249,7 @@ pools:
   - {model: [magika], endpoints: []}
 admin: {bind: "127.0.0.1:9433", socket: /run/x}
 log: {level: NaN}
-workers: 1
+workers: 0
 """
     assert [tuple(each.split(": ", 2)[:2]) for each in problems(text)] == [
         ("1:10", "version"),
@@ -279,7 +285,7 @@ workers: 1
         ("29:14", "pools[1].model[0]"),
         ("29:34", "pools[1].endpoints"),
         ("31:14", "log.level"),
-        ("32:1", "workers"),
+        ("32:10", "workers"),
     ]
 
 

@@ -35,6 +35,19 @@ def refusal(call, **written) -> str:
     return error["msg"]
 
 
+# Workers
+
+
+@pytest.mark.parametrize(("written", "workers"), [({}, 1), ({"workers": 64}, 64), ({"workers": "auto"}, "auto")])
+def test_one_worker_unless_it_says_so(written, workers):
+    assert config(**written).workers == workers
+
+
+@pytest.mark.parametrize("workers", [0, 65, -1, True, 2.0, "2", "many", None, []])
+def test_what_is_no_number_of_workers(workers):
+    assert refusal(config, workers=workers).endswith("is not a number of processes; allowed: 1 to 64, or auto")
+
+
 # Addresses
 
 

@@ -23,11 +23,11 @@ from structlog.testing import capture_logs
 from inferlane.wire import Header, Type, decode, encode, fragments
 from proxy.bind import bind_tcp
 from proxy.certificate import development_certificate
-from proxy.engine.configuration import server_configuration
 from proxy.listeners.alarms import Alarms
 from proxy.listeners.door import Door, DoorPlan, alpn_of
 from proxy.listeners.tcp import tls_context
 from proxy.listeners.udp import bind as udp_bind
+from proxy.quic.configuration import server_configuration
 from qos.marking import received_ds_field
 from tests.fakes.walk import MARKS, FakeWalk, echo, never
 
@@ -322,11 +322,11 @@ async def test_a_port_that_tcp_cannot_have_is_another_one_s(
     with bind_tcp("127.0.0.1", 0, listening=True) as taken:
         number, tries = taken.getsockname()[1], []
 
-        def bind(host: str, port: int) -> socket.socket:
+        def bind(host: str, port: int, *, shared: bool) -> socket.socket:
             tries.append(port)
-            return udp_bind(host, number if len(tries) < 3 else port)
+            return udp_bind(host, number if len(tries) < 3 else port, shared=shared)
 
-        monkeypatch.setattr("proxy.listeners.door.bind", bind)
+        monkeypatch.setattr("proxy.listeners.bound.bind", bind)
         door = open_door(FakeWalk(echo), ALL | {"h1"})
     assert tries == [0, 0, 0]
     assert door.bound[0][1] != number

@@ -16,9 +16,9 @@ from aioquic.quic.events import StopSendingReceived, StreamReset
 from backends.messages import Reply
 from inferlane.errors import Reason, Refused
 from proxy.arrival import Arrival, Operation
-from proxy.engine.configuration import STREAM_WINDOW
 from proxy.listeners.http3 import WRITE_AHEAD, Http3Session
 from proxy.listeners.marks import Marks
+from proxy.quic.configuration import STREAM_WINDOW
 from tests.fakes.quic import Http3Client
 from tests.fakes.walk import Answer, Conversation, FakeWalk, by_name, echo, never, pieces, policing
 

@@ -9,13 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from aioquic.tls import SessionTicket
 
-from proxy.engine.connection import QuicEvent
+from proxy.keys import Keys
 from proxy.listeners import quic as quic_module
+from proxy.listeners import strangers as strangers_module
 from proxy.listeners.alarms import Alarms
 from proxy.listeners.marks import Marks
 from proxy.listeners.quic import Peer, QuicListener
 from proxy.listeners.udp import Address
+from proxy.quic.connection import QuicEvent
+from proxy.quic.connection_ids import ConnectionIds
+from proxy.quic.identity import reset_token
 from qos.marking import Mark
 from qos.traffic_class import ClassTable, TrafficClass
 from tests.fakes.quic import CLIENT, SERVER, Pair
@@ -50,9 +55,13 @@ class FakeSession:
 class Wire:
     """A listener, and a client whose datagrams the test carries."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, keys: Keys | None = None, ticket: SessionTicket | None = None) -> None:
         spare = Pair(tmp_path)  # for its configurations
-        self.client = type(spare.client)(configuration=spare.client.configuration)
+        spare.client.configuration.session_ticket = ticket
+        self.tickets: list[SessionTicket] = []
+        self.client = type(spare.client)(
+            configuration=spare.client.configuration, session_ticket_handler=self.tickets.append
+        )
         self.session = FakeSession()
         self.alarms = Alarms(time.monotonic)
         self.sent: list[bytes] = []
@@ -67,6 +76,7 @@ class Wire:
             datagrams=True,
             marks=Marks(CLASSES, {"main": "interactive"}, clock=time.monotonic),
             name="main",
+            keys=keys,
         )
         self.listener.attach(self._send)
         self.client.connect(SERVER, now=time.monotonic())
@@ -245,3 +255,103 @@ async def test_handshakes_that_nobody_goes_on_with_are_bounded_and_give_up_their
     assert listener.counts["handshakes"] == 1  # whoever was here before is not counted among them
     listener.close()
     assert not listener._by_cid
+
+
+async def test_whoever_comes_after_a_crash_ends_the_connections_that_were_there(wire: Wire, tmp_path: Path) -> None:
+    keys = Keys.fresh()
+    before = Wire(tmp_path, keys)
+    await before.run()
+    after = Wire(tmp_path, Keys.from_bytes(keys.to_bytes()))
+    before.client.send_ping(1)
+    for listener in (after.listener, wire.listener):
+        wire.sent.clear()
+        for datagram, _ in before.client.datagrams_to_send(time.monotonic()):
+            listener.receive(datagram, CLIENT, 0)
+    assert [each[-16:] for each in after.sent] == [before.client._peer_cid.stateless_reset_token]
+    assert after.listener.counts == {"stateless_resets": 1}
+    assert not wire.sent  # that gateway has other keys
+    for each in (before, after, wire):
+        each.listener.close()
+
+
+async def test_a_sibling_s_connection_is_left_alone(wire: Wire) -> None:
+    keys = wire.listener._identity.reset_key
+    cid = ConnectionIds(3, 0, Keys(keys, keys, keys, keys).steering).issue(bytes(7))
+    wire.listener.siblings = frozenset({2, 3})
+    assert wire.listener.siblings == {2, 3}
+    wire.listener.receive(b"\x41" + cid + bytes(40), CLIENT, 0)
+    assert not wire.sent and wire.listener.counts["misdirected"] == 1
+    wire.listener.siblings = frozenset()
+    wire.listener.receive(b"\x41" + cid + bytes(40), CLIENT, 0)
+    assert [each[-16:] for each in wire.sent] == [reset_token(keys, cid)]
+    wire.sent.clear()
+    wire.listener.close()
+
+
+async def test_a_ticket_of_one_listener_is_good_at_another(wire: Wire, tmp_path: Path) -> None:
+    keys = Keys.fresh()
+    first = Wire(tmp_path, keys)
+    await first.run()
+    (ticket,) = first.tickets
+    second, third = Wire(tmp_path, keys, ticket), Wire(tmp_path, None, ticket)
+    for each in (second, third):
+        await each.run()
+    assert [each.listener.resumed for each in (first, second, third)] == [0, 1, 0]
+    assert all(each.listener.counts["handshakes"] == 1 for each in (first, second, third))
+    for each in (first, second, third, wire):
+        each.listener.close()
+
+
+async def test_a_handshake_goes_on_behind_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strangers_module, "RETRY_FROM", 0)
+    wire = Wire(tmp_path)
+    await wire.run()
+    assert wire.listener.counts == {"retries": 1, "handshakes": 1} and wire.alpn == "h3"
+    wire.listener.close()
+    assert not wire.listener._by_cid
+
+
+async def test_a_client_that_moves_is_answered_where_it_is(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its new address is validated while replies go on; what goes there and what goes to the old one is told apart."""
+    sent: list[tuple[bytes, Address]] = []
+    wire.listener.attach(lambda datagrams, address, mark: sent.extend((each, address) for each in datagrams))
+    moved = ("192.0.2.77", 4711)
+    wire.client.change_connection_id()
+    for turn in range(6):
+        wire.client.send_ping(turn)
+        for datagram, _ in wire.client.datagrams_to_send(time.monotonic()):
+            wire.listener.receive(datagram, moved, 0)
+        wire.listener.burst_ended()
+        await asyncio.sleep(0.002)
+        for datagram, _ in sent[:]:
+            wire.client.receive_datagram(datagram, SERVER, time.monotonic())
+    (peer,) = wire.listener._peers
+    assert peer.address == moved and sent[-1][1] == moved
+    assert wire.listener.counts == {"handshakes": 1}
+    wire.listener.close()
+
+
+@pytest.mark.parametrize("step", ["receive_datagram", "next_event", "quiet", "handle_timer"])
+async def test_a_fault_ends_one_connection_wherever_it_shows(wire: Wire, monkeypatch, step: str) -> None:
+    first = wire.client
+    wire.client = type(first)(configuration=first.configuration)
+    wire.client.connect(SERVER, now=time.monotonic())
+    await wire.run()
+    peer = next(each for each in wire.listener._peers if wire.client._peer_cid.cid in each.cids)
+
+    def fault(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(peer.quic, step, fault)
+    if step == "handle_timer":
+        peer.ring(time.monotonic())
+    else:
+        wire.client.send_ping(1)
+        for datagram, _ in wire.client.datagrams_to_send(time.monotonic()):
+            wire.listener.receive(datagram, CLIENT, 0)
+        wire.listener.burst_ended()
+        await asyncio.sleep(0)
+    assert wire.listener.counts["failed"] == 1
+    (left,) = wire.listener._peers
+    assert first._peer_cid.cid in left.cids
+    wire.listener.close()

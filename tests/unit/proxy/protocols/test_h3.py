@@ -13,8 +13,8 @@ from aioquic.h3.connection import ErrorCode, FrameType, H3Connection, Setting, e
 from aioquic.h3.events import DataReceived, H3Event, HeadersReceived
 from aioquic.quic.events import ConnectionTerminated, StreamReset
 
-from proxy.engine.configuration import STREAM_WINDOW
 from proxy.protocols.h3 import BadHead, HeadReceived, Http3
+from proxy.quic.configuration import STREAM_WINDOW
 from tests.fakes.quic import Http3Client, Pair
 
 GET = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"localhost"), (b":path", b"/v2")]

@@ -32,8 +32,9 @@ def test_a_request_keeps_its_origin_its_target_and_its_fields() -> None:
 
 
 def test_a_request_without_an_id_gets_one_of_its_own() -> None:
-    first, second = (arrival(head(), Body.of(b""), ORIGIN).request_id for _ in range(2))
-    assert first != second
+    ids = {arrival(head(), Body.of(b""), ORIGIN).request_id for _ in range(200)}
+    assert len(ids) == 200
+    assert {len(each) for each in ids} == {16}
 
 
 def test_what_is_wrong_becomes_the_refusal() -> None:

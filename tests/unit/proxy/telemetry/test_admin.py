@@ -20,8 +20,11 @@ class Site:
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self.missing: list[str] = []
         documents = {"/v1/diagnose": self.diagnose, "/v1/pools": self.pools}
-        self.server = AdminServer("127.0.0.1", 0, Metrics(version="0.1.0"), lambda: self.missing, documents)
+        self.server = AdminServer("127.0.0.1", 0, Metrics(version="0.1.0").answer, self.not_ready, documents)
         self.session = session
+
+    async def not_ready(self) -> list[str]:
+        return self.missing
 
     async def diagnose(self) -> object:
         return report([])
@@ -78,7 +81,7 @@ async def test_an_unknown_path_says_which_there_are(site):
 async def test_documents_have_paths_of_their_own(site):
     status, content_type, page = await site.ask("/v1/diagnose")
     assert (status, content_type) == (200, "application/json")
-    assert page == '{"window_s":300.0,"holds":true,"promises":[]}'
+    assert page == '{"window_s":300.0,"holds":true,"promises":[],"silent":[]}'
     assert (await site.ask("/v1/diagnose", "DELETE"))[0] == 405
 
 
@@ -93,7 +96,7 @@ async def test_reading_only(site):
 
 
 async def test_a_taken_port_is_one_line(site):
-    second = AdminServer(*site.server.bound, Metrics(version="0"), lambda: [])
+    second = AdminServer(*site.server.bound, Metrics(version="0").answer, site.not_ready)
     with pytest.raises(OSError, match=r"cannot listen on tcp 127\.0\.0\.1:\d+: Address already in use"):
         await second.start()
     await second.close()

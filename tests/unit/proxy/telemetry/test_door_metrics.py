@@ -8,7 +8,13 @@ from types import SimpleNamespace
 from proxy.telemetry.door_metrics import door_families, tcp_door_families
 
 QUIC = SimpleNamespace(
-    datagrams_received=7, datagrams_sent=5, datagrams_dropped={"malformed": 2}, connections=3, handshakes=4
+    datagrams_received=7,
+    datagrams_sent=5,
+    datagrams_dropped={"malformed": 2},
+    kernel_drops=11,
+    trains={"sent": 12, "refused": 1},
+    connections=3,
+    handshakes=4,
 )
 TCP = SimpleNamespace(connections=8, handshakes=9, connections_dropped={"slow_head": 6})
 
@@ -22,6 +28,9 @@ def test_every_count_of_a_listener_has_its_series():
         ("inferlane_datagrams", "main", "in"): 7,
         ("inferlane_datagrams", "main", "out"): 5,
         ("inferlane_datagrams_dropped", "main", "malformed"): 2,
+        ("inferlane_datagrams_kernel_drops", "main"): 11,
+        ("inferlane_datagram_trains", "main", "sent"): 12,
+        ("inferlane_datagram_trains", "main", "refused"): 1,
         ("inferlane_quic_connections", "main"): 3,
         ("inferlane_quic_handshakes", "main"): 4,
     }

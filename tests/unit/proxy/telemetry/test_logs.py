@@ -9,13 +9,14 @@ import logging
 import re
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import structlog
 from aiohttp.http_exceptions import BadHttpMessage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.telemetry.logs import configure
+from proxy.telemetry.logs import Line, configure, direct, told
 
 # Ends a line, moves a terminal's cursor, hides or reorders text; and half a character.
 HOSTILE = "a\nb\r\x1b[31mred\x9b0m\x7f\u202egnp.exe\u2028 \ud800 \U000e0041"
@@ -175,3 +176,42 @@ def test_a_terminal_gets_colours_and_nothing_else_does(stream):
         structlog.get_logger().warning("look")
     assert b"\x1b[33mwarning \x1b[0m look" in terminal.getvalue()
     assert b"\x1b" not in stream.getvalue()
+
+
+class Prepared(Line):
+    """As lines of requests are."""
+
+    model: str
+    class_name: str = msgspec.field(name="class")
+    nothing: None
+
+
+@pytest.mark.parametrize("layout", ["json", "console"])
+@pytest.mark.parametrize("model", ["digits", "größe 模型", HOSTILE])
+def test_a_prepared_line_is_the_line_that_structlog_writes(layout: str, model: str) -> None:
+    shortly, usually = io.BytesIO(), io.BytesIO()
+    line = Prepared("2026-01-01T00:00:00.000000Z", "info", "something_happened", model, "batch", None)
+    configure(layout, "info", shortly)  # type: ignore[arg-type]  # one of both
+    short_way = direct()
+    assert short_way is not None
+    assert short_way.write(line)
+    configure(layout, "info", usually)  # type: ignore[arg-type]  # one of both
+    structlog.get_logger().info(line.event, **told(line))
+    stamp = re.compile(rb"\d{4}-\d\d-\d\dT[0-9:.]+Z")
+    assert stamp.sub(b"", shortly.getvalue()) == stamp.sub(b"", usually.getvalue())
+
+
+def test_the_short_way_is_shut_where_others_configure_logging(stream):
+    line = Prepared("2026-01-01T00:00:00.000000Z", "info", "something_happened", "digits", "batch", None)
+    configure("json", "info", stream)
+    short_way = direct()
+    assert short_way is not None
+    with structlog.testing.capture_logs() as captured:
+        assert not short_way.write(line)
+        structlog.get_logger().info(line.event, **told(line))
+    assert captured == [
+        {"event": "something_happened", "log_level": "info", "model": "digits", "class": "batch", "nothing": None}
+    ]
+    structlog.reset_defaults()
+    assert direct() is None
+    assert not stream.getvalue()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from proxy.telemetry.link_metrics import LinksSeen
 from proxy.telemetry.metrics import Metrics
 from qos.traffic_class import ClassTable
 from tests.fakes.answered import answered_request
@@ -89,6 +90,8 @@ COUNTS = SimpleNamespace(
     datagrams_received=7,
     datagrams_sent=5,
     datagrams_dropped={"malformed": 2},
+    kernel_drops=0,
+    trains={"sent": 0, "refused": 0},
     connections=3,
     handshakes=4,
 )
@@ -136,3 +139,30 @@ def test_a_scraper_that_prefers_openmetrics_gets_it(metrics):
 def test_two_gateways_in_one_process_do_not_share_counts(metrics):
     finish(metrics)
     assert not any(name.startswith("inferlane_requests") for name, *_ in samples(Metrics(version="0.1.0")))
+
+
+def test_what_several_workers_values_of_a_gauge_make_together_is_decided_for_each(metrics):
+    gate = GateSeen("digits")
+    gate.pool.add("e0")
+    metrics.watch_gate(gate, ClassTable([traffic_class(0)], traffic_class(0)))
+    metrics.watch_door("main", COUNTS)
+    metrics.watch_tcp_door("main", TCP_COUNTS)
+    metrics.show_links(LinksSeen(attended=True))
+    gauges = {each.name: each.across for each in metrics.export() if each.kind == "gauge"}
+    process = {name for name in gauges if name.startswith("process_")}
+    assert {name: across for name, across in gauges.items() if name not in process} == {
+        "inferlane_build_info": "max",
+        "inferlane_gate_waiting": "sum",
+        "inferlane_in_flight": "sum",
+        "inferlane_endpoint_slots": "max",  # a limit that they keep together
+        "inferlane_endpoint_ready": "mean",  # the share of workers that use it: 0 is nobody
+        "inferlane_endpoint_state": "mean",
+        "inferlane_endpoint_predicted_seconds": "mean",
+        "inferlane_quic_connections": "sum",
+        "inferlane_tcp_connections": "sum",
+        "inferlane_link_unattended": "max",
+        "inferlane_link_in_force": "min",
+        "inferlane_link_backlog_bytes": "max",
+        "inferlane_link_rate_bytes_per_second": "max",
+        "inferlane_link_ceiling_bytes_per_second": "max",
+    }
