@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,14 @@ class Gateway:
         self.program.waited_for(lambda: self.metric(name, **labels) == value or None, f"{name} {value}")
 
     def helper(self) -> int:
-        """The process id of its only child."""
-        return self.program.waited_for(lambda: next(iter(children(self.program.pid)), None), "the helper")
+        """The process id of the child that keeps traffic control."""
+        return self.program.waited_for(lambda: next(iter(children(self.program.pid, HELPER)), None), "the helper")
+
+    def serving(self) -> list[int]:
+        """The process ids of the data plane: the supervisor and its worker."""
+        workers = children(self.program.pid, WORKER)
+        assert workers
+        return [self.program.pid, *workers]
 
     def shaped(self) -> bool:
         return "htb 51a:" in self.host.tc("qdisc show dev eth0")
@@ -108,15 +115,19 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield Place(host, peer, tmp_path)
 
 
-def children(pid: int) -> list[int]:
-    """Of /proc/N/stat the fourth field, behind the name in parentheses, is the parent."""
+HELPER, WORKER = "qos.tc.keep.keeper", "proxy.supervise.worker"
+
+
+def children(pid: int, module: str) -> list[int]:
+    """Those that run this module. Of /proc/N/stat the fourth field, behind the name in parentheses, is the parent."""
     found = []
     for each in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(each.read_text().rpartition(")")[2].split()[1])
+            command = each.with_name("cmdline").read_text().split("\0")
         except OSError:
             continue
-        if parent == pid:
+        if parent == pid and module in command:
             found.append(int(each.parent.name))
     return found
 
@@ -161,7 +172,7 @@ def test_the_data_plane_has_no_right_over_the_network_and_the_helper_has(place: 
     place.qos("apply")
     with place.gateway() as gateway:
         gateway.reaches("in_force", 1)
-        for sets in capabilities(gateway.program.pid):
+        for sets in chain.from_iterable(map(capabilities, gateway.serving())):
             assert all(mask & (NET_ADMIN | BPF) == 0 for mask in sets.values()), sets
         for sets in capabilities(gateway.helper()):
             assert sets["CapEff"] & (NET_ADMIN | BPF) == NET_ADMIN | BPF
@@ -304,15 +315,15 @@ def test_without_the_right_there_are_marks_only_and_the_gateway_runs(place: Plac
     with place.gateway(before="setpriv --bounding-set -net_admin --inh-caps -net_admin") as gateway:
         unattended = gateway.program.event("traffic_control_unattended")
         assert unattended["level"] == "warning" and "CAP_NET_ADMIN is missing" in unattended["detail"]
-        assert children(gateway.program.pid) == []
+        assert children(gateway.program.pid, HELPER) == []
         assert (gateway.metric("unattended"), "true" in gateway.page("/readyz")) == (1, True)
 
 
 def test_without_interfaces_there_is_no_helper(place: Place) -> None:
     with place.gateway(CONFIG.replace("interfaces:", "# interfaces:")) as gateway:
         assert "inferlane_link" not in gateway.page("/metrics")
-        assert children(gateway.program.pid) == []
-        for sets in capabilities(gateway.program.pid):
+        assert children(gateway.program.pid, HELPER) == []
+        for sets in chain.from_iterable(map(capabilities, gateway.serving())):
             assert sets["CapEff"] & (NET_ADMIN | BPF) == 0
 
 
@@ -329,7 +340,7 @@ def test_two_ambient_capabilities_as_in_the_unit_are_enough(place: Place) -> Non
         assert "bpf" in place.host.tc("filter show dev eth0 egress")
         place.host.tc("qdisc del dev eth0 root")
         gateway.program.event("traffic_control_repaired")
-        for has in capabilities(gateway.program.pid):
+        for has in chain.from_iterable(map(capabilities, gateway.serving())):
             assert (has["CapPrm"], has["CapEff"], has["CapAmb"], has["CapInh"]) == (0, 0, 0, 0)
         for has in capabilities(gateway.helper()):
             assert has["CapEff"] == NET_ADMIN | BPF
