@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from backends.unread import Unread
 from inferlane.errors import Reason, Refused
 
 __all__ = ["Body"]
@@ -24,7 +25,18 @@ class Body:
     consumed: called with the number of bytes that the reader took, for the sender's window.
     """
 
-    __slots__ = ("_chunks", "_consumed", "_credited", "_error", "_limit", "_waiter", "declared", "ended", "received")
+    __slots__ = (
+        "_chunks",
+        "_consumed",
+        "_credited",
+        "_error",
+        "_limit",
+        "_unread",
+        "_waiter",
+        "declared",
+        "ended",
+        "received",
+    )
 
     def __init__(
         self, *, limit: int, declared: int | None = None, consumed: Callable[[int], None] | None = None
@@ -36,6 +48,7 @@ class Body:
         """Of the bytes that nobody has read yet, those that were credited when they were gathered."""
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
+        self._unread: Unread | None = None
         self.declared = declared
         self.received = 0
         self.ended = False
@@ -60,16 +73,30 @@ class Body:
             self._credit(len(data))
             return
         if data:
+            if self._unread is not None and not self._unread.take(len(data)):
+                self.fail(_no_room(self._unread))
+                self._credit(len(data))
+                return
             self._chunks.append(data)
         self.ended = ended
         self._wake()
+
+    def count_in(self, unread: Unread) -> None:
+        """What of it nobody has read counts there from now on; without room there, it fails."""
+        waiting = sum(map(len, self._chunks))
+        if not unread.take(waiting):
+            self.fail(_no_room(unread))
+            return
+        self._unread = unread
 
     def fail(self, error: Exception) -> None:
         """Either side: no more will be read, and this is why. Unread bytes go back to the sender's window."""
         if self._error is None:
             self._error = error
-        self._credit(sum(map(len, self._chunks)))
+        dropped = sum(map(len, self._chunks))
         self._chunks.clear()
+        self._credit(dropped)
+        self._uncount(dropped)
         self._wake()
 
     @property
@@ -90,14 +117,24 @@ class Body:
         if self.complete or (self.declared or 0) > most:
             return
         gathered = bytearray()
-        while len(gathered) <= most and (piece := await self.read()):
-            gathered += piece
+        try:
+            while len(gathered) <= most and (piece := await self._next()):
+                gathered += piece
+        except BaseException:
+            self._uncount(len(gathered))
+            raise
         if gathered:
             self._credited = len(gathered)
             self._chunks.appendleft(bytes(gathered))
 
     async def read(self) -> bytes:
         """The next bytes; b"" at the end. Raises what `fail` was given."""
+        piece = await self._next()
+        self._uncount(len(piece))
+        return piece
+
+    async def _next(self) -> bytes:
+        """The same, and it still counts as unread."""
         while not self._chunks:
             if self._error is not None:
                 raise self._error
@@ -111,6 +148,11 @@ class Body:
 
     async def read_all(self) -> bytes:
         """The whole body."""
+        if self.ended and len(self._chunks) == 1 and self._error is None:  # most are one packet: nothing to wait for
+            whole = self._chunks.popleft()
+            self._credit(len(whole))
+            self._uncount(len(whole))
+            return whole
         first = await self.read()
         if self.ended and not self._chunks and self._error is None:
             return first
@@ -125,6 +167,15 @@ class Body:
         if self._consumed is not None and count > before:
             self._consumed(count - before)
 
+    def _uncount(self, count: int) -> None:
+        if self._unread is not None:
+            self._unread.give(count)
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _no_room(unread: Unread) -> Refused:
+    detail = f"{unread.bytes} bytes of request bodies wait in this gateway already"
+    return Refused(Reason.QUEUE_FULL, detail, retry_after_s=1.0)

@@ -190,7 +190,8 @@ class Endpoint:
     def take(self, now: float) -> None:
         """One more request is on its way. With other workers: under the lock under which it was picked."""
         busy = self.busy
-        if busy >= self.slots:
+        # A shared limit may have fallen since this worker looked: others learn without the lock.
+        if busy >= self.slots and not isinstance(self.limit, SharedLimit):
             raise RuntimeError(f"{self!r} was given a request that it has no place for")
         self.in_flight += 1
         if self._column is not None:

@@ -119,6 +119,10 @@ class Pool:
 
     def capacity(self, now: float) -> tuple[int, int]:
         """Places of all endpoints that may be asked, at least 1; and how many of them are free."""
+        if len(self.endpoints) == 1:
+            alone = self.endpoints[0]
+            room = alone.room(now) if alone.usable else 0
+            return max(1, room), max(0, room - alone.busy)
         places = free = 0
         for each in self._open(now):
             room = each.room(now)

@@ -148,7 +148,7 @@ class Bench:
         for endpoint in pool.endpoints:
             endpoint.backend, endpoint.limit = cast(Any, self.backend), FixedLimit(IN_FLIGHT)
         self.wire = Wire()
-        listener = SimpleNamespace(marks=self.gateway.marks, schedule_flush=lambda peer: None)
+        listener = SimpleNamespace(marks=self.gateway.marks, schedule_flush=lambda peer: None, flush=lambda peer: None)
         self.peer = Peer(cast(QuicListener, listener), cast(Connection, self.wire), ("127.0.0.1", 40000), 0)
         self.session = Http3Session(
             self.peer, self.gateway.pipeline, listener="main", max_body=1 << 24, clock=time.monotonic

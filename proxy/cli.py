@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.commands import control_cli, diagnose_cli, qos_cli
+from proxy.commands import control_cli, diagnose_cli, qos_cli, upgrade_cli
 from proxy.commands.terminal import (
     FAILED,
     MISUSED,
@@ -74,7 +74,7 @@ def everywhere(
 
 @app.command()
 def run(conf: Conf, state_dir: StateDir = None) -> None:
-    """Run the gateway in the foreground; SIGHUP reloads its config, SIGTERM drains it."""
+    """Run the gateway in the foreground; SIGHUP reloads its config, SIGUSR2 upgrades it, SIGTERM drains it."""
     config, text = read_config(conf)
     import asyncio
 
@@ -258,4 +258,6 @@ def cert(
             typer.echo(f"certificate  {certificate}\nkey          {key}")
 
 
-control_cli.register(app)  # behind the commands above, as the help lists them
+# Behind the commands above, as the help lists them.
+control_cli.register(app)
+upgrade_cli.register(app)

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 import msgspec
@@ -23,7 +23,7 @@ import structlog
 from proxy.bind import bind_unix
 from proxy.endpoints import Commands, NotDone
 
-__all__ = ["Control"]
+__all__ = ["Control", "Upgrades"]
 
 MODE = 0o660
 """Of the socket's file; peer credentials decide all the same."""
@@ -43,15 +43,30 @@ class Peer(NamedTuple):
     uid: int
 
 
+class Upgrades(Protocol):
+    """Starts the next version beside this one, and tells how that goes."""
+
+    def begin(self) -> object:
+        """Start one; how it goes, as data. Raises NotDone: not now."""
+        ...
+
+    def status(self) -> object:
+        """How the last one went, or goes."""
+        ...
+
+
 class Control:
     """Serves one path. `start` binds it, `close` ends what is in flight and removes it.
 
-    owner: the user who is let in besides root.
+    owner: the user who is let in besides root. upgrades: where the gateway can replace itself.
     """
 
-    def __init__(self, path: Path, commands: Commands, *, owner: int | None = None) -> None:
+    def __init__(
+        self, path: Path, commands: Commands, *, owner: int | None = None, upgrades: Upgrades | None = None
+    ) -> None:
         self._path = path
         self._commands = commands
+        self._upgrades = upgrades
         self._allowed = {0, os.geteuid() if owner is None else owner}
         self._server: asyncio.Server | None = None
         self._exchanges: set[asyncio.Task[None]] = set()
@@ -121,7 +136,13 @@ class Control:
             case ["", "v1", "pools", pool, "endpoints", endpoint, ("drain" | "undrain") as verb]:
                 _expect(method, "POST")
                 return await self._commands.drain(pool, endpoint, draining=verb == "drain", uid=peer.uid)
-        raise NotDone(404, "no such path", paths=_PATHS)
+            case ["", "v1", "upgrade"] if self._upgrades is not None:
+                if method == "GET":
+                    return msgspec.to_builtins(self._upgrades.status())
+                _expect(method, "POST")
+                _log.info("upgrade_asked_for", uid=peer.uid, pid=peer.pid)
+                return msgspec.to_builtins(self._upgrades.begin())
+        raise NotDone(404, "no such path", paths=_PATHS + _UPGRADE_PATHS * (self._upgrades is not None))
 
 
 _PATHS = [
@@ -129,6 +150,7 @@ _PATHS = [
     "POST /v1/pools/{pool}/endpoints/{endpoint}/drain",
     "POST /v1/pools/{pool}/endpoints/{endpoint}/undrain",
 ]
+_UPGRADE_PATHS = ["GET /v1/upgrade", "POST /v1/upgrade"]
 
 
 def _expect(method: str, wanted: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import structlog
 
 import qos
@@ -39,12 +42,13 @@ from qos.tc.keep.messages import (
 )
 from qos.tc.policy import LinkPolicy
 
-__all__ = ["Keeper", "spawn"]
+__all__ = ["Handed", "Keeper", "spawn"]
 
 REFRESH_S = 5.0
 """How old the counters of a scrape may be; Prometheus asks every 15 s at most."""
 SILENT_S = 60.0
 """Draining queues and loading kernel modules take seconds; whoever says nothing for longer is stuck."""
+_READ = 64 * 1024
 STOP_S = 15.0
 """For releasing everything, at the end."""
 _UNATTENDED = "traffic_control_unattended"
@@ -85,13 +89,38 @@ def spawn(policy: LinkPolicy, state_dir: Path) -> Keeper | None:
     return Keeper(policy, process, ours)
 
 
+class Handed(msgspec.Struct, frozen=True, kw_only=True):
+    """What another program in this process needs to go on with the helper. pid: None where there is none, and `why`."""
+
+    pid: int | None = None
+    fd: int | None = None
+    held: bytes = b""
+    why: str = ""
+
+
+class _Child:
+    """A process that this one has started when it ran another program."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if not select.select([self._pidfd], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired("the helper", timeout or 0.0)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def kill(self) -> None:
+        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+
 class Keeper:
     """The helper, from this side. process: None where there is none, and `why`."""
 
     def __init__(
         self,
         policy: LinkPolicy,
-        process: subprocess.Popen[bytes] | None,
+        process: subprocess.Popen[bytes] | _Child | None,
         sock: socket.socket | None,
         *,
         why: str = "",
@@ -104,6 +133,8 @@ class Keeper:
         self._clock = clock
         self._show: Callable[[LinksSeen], None] = lambda seen: None
         self._writer: asyncio.StreamWriter | None = None
+        self._held = b""
+        """The beginning of a line of the helper's."""
         self._tasks: list[asyncio.Task[None]] = []
         self._heard = clock()
         self._readings = Readings(links=(), repairs=0)
@@ -121,11 +152,29 @@ class Keeper:
             _log.warning(_UNATTENDED, detail=f"packets get marks and no more: {self._why}")
             self._tell()
             return
-        reader, self._writer = await asyncio.open_unix_connection(sock=self._sock, limit=LONGEST_REPORT)
+        reader, self._writer = await asyncio.open_unix_connection(sock=self._sock)
         self._heard = self._clock()
         self._attended = True
         self._tasks = [asyncio.create_task(self._listen(reader)), asyncio.create_task(self._refresh())]
         self._tell()
+
+    def handed(self) -> Handed:
+        """For another program in this process, whose child the helper stays."""
+        if self._process is None or self._writer is None or self._writer.is_closing():
+            return Handed(why=self._why or f"the helper has ended; {_REMEDY}")
+        sock: socket.socket = self._writer.get_extra_info("socket")
+        os.set_inheritable(sock.fileno(), True)
+        return Handed(pid=self._process.pid, fd=sock.fileno(), held=self._held)
+
+    @classmethod
+    def adopt(cls, handed: Handed, policy: LinkPolicy) -> Keeper:
+        """Go on with the helper that another program in this process has started; `start` follows."""
+        if handed.pid is None or handed.fd is None:
+            return cls(policy, None, None, why=handed.why)
+        os.set_inheritable(handed.fd, False)
+        kept = cls(policy, _Child(handed.pid), socket.socket(fileno=handed.fd))
+        kept._held = handed.held
+        return kept
 
     def use_policy(self, policy: LinkPolicy) -> None:
         """The config was read again."""
@@ -151,7 +200,7 @@ class Keeper:
         if self._process is not None:
             await self._reap(self._process)
 
-    async def _reap(self, process: subprocess.Popen[bytes]) -> int:
+    async def _reap(self, process: subprocess.Popen[bytes] | _Child) -> int:
         """Its exit code. With its socket closed it ends by itself."""
         try:
             return await asyncio.to_thread(process.wait, STOP_S)
@@ -179,8 +228,12 @@ class Keeper:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
-            while line := await reader.readline():
-                self._hear(decode_report(line))
+            while data := await reader.read(_READ):
+                *lines, self._held = (self._held + data).split(b"\n")
+                for line in lines:
+                    self._hear(decode_report(line))
+                if len(self._held) > LONGEST_REPORT:
+                    raise ValueError(f"a line of more than {LONGEST_REPORT} bytes")
             why = "the helper ended"
         except (OSError, ValueError) as error:  # ValueError: a line that is too long, or no report
             why = f"the helper cannot be understood: {error}"

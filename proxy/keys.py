@@ -12,7 +12,7 @@ import hmac
 import os
 import secrets
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +72,14 @@ class Keys:
     def to_bytes(self) -> bytes:
         """For a worker, over a channel that nobody else reads."""
         return self.cookie + self.retry + self.reset + self.ticket
+
+    def at(self, address: tuple[str, int]) -> Keys:
+        """As one socket has them: its resets end connections of no other socket.
+
+        Whoever sees an id of somebody's connection can have another socket of ours tell its token, for there nobody
+        has the id, and end the connection with it (RFC 9000 section 21.11).
+        """
+        return replace(self, reset=hmac.digest(self.reset, "{} {}".format(*address).encode(), "sha256"))
 
     @property
     def steering(self) -> bytes:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import structlog
 
+from proxy.config.checks import too_many_shared
 from proxy.config.loading import Config, ConfigError, load
 from proxy.config.settings import ListenerSettings
 from qos.classify import Policy
@@ -50,6 +51,8 @@ def merge(running: Config, read: Config, *, helped: bool = True) -> Merged:
     unkept = bool(read.interfaces) and not helped
     if unkept:
         del update["interfaces"]  # nobody keeps any: the helper can be started at the start only
+    if running.workers != 1 and (wrong := too_many_shared(len(read.classes))):
+        raise ValueError(wrong)
     config = running.model_copy(update=update)
     changed = [name for name in (*_LIVE, *_KERNEL, "listeners") if getattr(config, name) != getattr(running, name)]
     waiting = [name for name in _FIXED if getattr(read, name) != getattr(running, name)] + ["interfaces"] * unkept

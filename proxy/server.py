@@ -37,9 +37,19 @@ from qos.settings import class_table
 
 __all__ = ["Gateway", "Part", "settle"]
 
+RETIRE_S = 600.0
+"""Longest time for streams and uploads to end in a process that another one has replaced."""
+_MOVED = ((2.0, frozenset({"stream", "datagram"})), (30.0, frozenset({"stream", "datagram", "h3", "h1"})))
+"""From when after that on which transports' requests are refused, on a connection that was never quiet. Those of
+inferlane/1 have no other word for it; clients of HTTP/3 have heard GOAWAY."""
+_LINGER_S = 1.0
+"""For what the kernel had queued."""
+_COLLECTED = (20_000, 20, 20)
+"""A request makes some 40 objects that the collector counts, and none in a cycle: with Python's own 700 it ran every
+few requests, over all that were in flight."""
 DRAIN_S = 30.0
 """Longest wait of a shutdown for requests in flight."""
-_POLL_S = 0.02
+_POLL_S, _RETIRE_POLL_S = 0.02, 0.1
 _log = structlog.get_logger("inferlane.server")
 
 
@@ -58,6 +68,10 @@ class Part:
     """Where all of them count; none for a single one."""
     models: Mapping[tuple[str, int], Path] = field(default_factory=dict)
     """Unix sockets of endpoints that another process runs, by pool and number."""
+    standby: bool = False
+    """Whether others accept TCP connections until `Gateway.accept`."""
+    name: str = ""
+    """Said in its log lines, where there are several."""
 
 
 class Gateway:
@@ -124,7 +138,10 @@ class Gateway:
             await self._lookout.start()
             for plan in plans:
                 door = Door(plan, self.pipeline, marks=self.marks, alarms=self._alarms, clock=self._clock)
-                door.start(None if self._part is None else self._part.sockets[plan.name])
+                if self._part is None:
+                    door.start()
+                else:
+                    door.start(self._part.sockets[plan.name], accepting=not self._part.standby)
                 self.doors.append(door)
                 if self._part is not None:
                     door.use_siblings(self._part.siblings)
@@ -151,7 +168,8 @@ class Gateway:
             walk.gate.use_classes(classes)
         self._metrics.use_classes(classes)
         if "log" in merged.changed:
-            logs.configure(config.log.format, config.log.level)
+            name = "" if self._part is None else self._part.name
+            logs.configure(config.log.format, config.log.level, worker=name)
             self.telemetry.use_log_level()
         self._config = config
 
@@ -159,6 +177,24 @@ class Gateway:
         """Other processes have come or gone."""
         for door in self.doors:
             door.use_siblings(places)
+
+    def accept(self) -> None:
+        """It stood by, and now it is its turn."""
+        for door in self.doors:
+            door.accept()
+
+    async def retire(self, *, longest_s: float = RETIRE_S) -> None:
+        """Others serve what is new from now on: until everybody has left, nobody's request having failed."""
+        began = self._clock()
+        for door in self.doors:
+            door.retire()
+        while (waited := self._clock() - began) < longest_s:
+            for since, transports in _MOVED:
+                if waited >= since:
+                    self.pipeline.moved = transports
+            if waited >= _LINGER_S and all(door.deserted for door in self.doors):
+                return
+            await asyncio.sleep(_RETIRE_POLL_S)
 
     async def drain(self, *, longest_s: float = DRAIN_S) -> int:
         """GOAWAY, refuse what is new, finish what is in flight; give up after `longest_s`. How many are unfinished."""
@@ -232,3 +268,4 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*_COLLECTED)

@@ -55,7 +55,8 @@ class Latencies:
     def observe(self, seconds: float, now: float) -> None:
         """One more took so long. now: monotonic seconds."""
         weight = self._newest_weight(now)
-        seconds = min(max(seconds, _LOWEST_S), _HIGHEST_S)
+        if not _LOWEST_S <= seconds <= _HIGHEST_S:
+            seconds = min(max(seconds, _LOWEST_S), _HIGHEST_S)
         self._counts[int(log(seconds / _LOWEST_S) * _PER_LOG)] += weight
         self._weight += weight
         self._sum += weight * seconds
@@ -72,13 +73,13 @@ class Latencies:
     def quantile(self, q: float, now: float) -> float | None:
         """The latency in seconds that a part `q` (0..1) of them stays within, 5 % more or less; None where too few
         are left to tell. It may be 10 ms old."""
-        if self.count(now) < LEAST:
-            return None
         if now >= self._kept_until:
             self._kept.clear()
             self._kept_until = now + _KEPT_S
         found = self._kept.get(q)
         if found is None:
+            if self.count(now) < LEAST:
+                return None
             found = self._kept[q] = self._find(q)
         return found
 

@@ -71,6 +71,11 @@ class Turns:
         own = self.share * places + _ROUNDING
         return held + 1 <= own or (held + _ROUNDING < self.share * places and self.credit + self.share + _ROUNDING >= 1)
 
+    def taken_alone(self, classes: int) -> None:
+        """It had a turn while no other class waited: `took_turn` for the usual case."""
+        self.passed_over = 0
+        self.credit = max(0.0, min(self.credit + self.share, float(classes)) - 1)
+
 
 def next_rank(turns: Sequence[Turns], waits: Sequence[bool], held: Sequence[int], places: int) -> int | None:
     """The class whose turn it is; None: nobody waits. All by rank; a rank missing in `held` holds none."""
@@ -135,6 +140,8 @@ class ClassQueues(Generic[Item]):
         self.max_bytes = max_bytes
         self.bytes = 0
         self._waiting = 0
+        self._newest_rank = 0
+        """Of the entry that came last. Mostly all that waits is of one class, and this is it."""
         self._entries_elsewhere = self._bytes_elsewhere = 0
         self._classes: list[_Class[Item]] = _classes(bounds)
         self._expiries: list[tuple[float, int, Entry[Item]]] = []
@@ -170,6 +177,7 @@ class ClassQueues(Generic[Item]):
             item=item, rank=rank, client=client, due=due, size=size, leaves=leaves, arrival=next(self._arrivals)
         )
         its_class.add(entry)
+        self._newest_rank = rank
         self._waiting += 1
         self.bytes += size
         heapq.heappush(self._expiries, (leaves, entry.arrival, entry))
@@ -231,6 +239,9 @@ class ClassQueues(Generic[Item]):
 
         in_flight: places held by rank, a missing rank holds none. places: of the whole pool, free or not.
         """
+        newest = self._classes[self._newest_rank]
+        if self._waiting and len(newest.arrivals) == self._waiting:
+            return newest.queue.first()  # no other class waits
         rank = next_rank(self._turns(), self._waits(), in_flight, places)
         return None if rank is None else self._classes[rank].queue.first()
 
@@ -258,8 +269,12 @@ class ClassQueues(Generic[Item]):
         its backend time, seconds. One that has left already stays gone, and it was nobody's turn."""
         if not entry.waiting:
             return
-        took_turn(self._turns(), self._waits(), entry.rank)
-        self._classes[entry.rank].queue.serve(entry, cost_s)
+        its_class = self._classes[entry.rank]
+        if len(its_class.arrivals) == self._waiting:
+            its_class.turns.taken_alone(len(self._classes))
+        else:
+            took_turn(self._turns(), self._waits(), entry.rank)
+        its_class.queue.serve(entry, cost_s)
         self._left(entry)
 
     def settle(self, rank: int, client: str, difference_s: float) -> None:
@@ -285,6 +300,7 @@ class ClassQueues(Generic[Item]):
         """The classes have changed. What waits goes to its new rank, past its bounds if need be, and keeps its order
         there: what its client owes goes with it. rank_of: one of the bounds'."""
         before, self._classes = self._classes, _classes(bounds)
+        self._newest_rank = 0
         moved = [(entry, each.queue.debt_s(entry.client)) for each in before for entry in each.queue]
         for entry, _ in moved:
             entry.rank = rank_of(entry)

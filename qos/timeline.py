@@ -42,13 +42,19 @@ class Timeline:
     compute_s: float | None = None
     backend_queue_s: float | None = None
 
+    def waits(self) -> tuple[float | None, float | None]:
+        """Two of the parts: queue and backend."""
+        if self.dispatched is None:
+            return None, None
+        queue = self.dispatched - (self.received if self.queued is None else self.queued)
+        if self.first_byte is None:
+            return queue, None
+        backend = self.first_byte - self.dispatched - (self.compute_s or 0.0)
+        return queue, backend if backend > 0.0 else 0.0
+
     def parts(self) -> Parts:
         """The disjoint parts that Server-Timing, metrics and the log line show."""
-        queue = backend = None
-        if self.dispatched is not None:
-            queue = self.dispatched - (self.received if self.queued is None else self.queued)
-            if self.first_byte is not None:
-                backend = max(0.0, self.first_byte - self.dispatched - (self.compute_s or 0.0))
+        queue, backend = self.waits()
         upload = None if self.queued is None else self.queued - self.received
         download = None
         if self.first_byte is not None and self.finished is not None:

@@ -52,10 +52,11 @@ class Ledger:
         return f"<Ledger row {self.row} of {self.rows}, {len(self._lines)} pools>"
 
     @classmethod
-    def create(cls, rows: int, *, pools: int = 256, columns: int = 1024) -> Ledger:
-        """The supervisor's. rows: of all workers that may live at once, both generations of an upgrade."""
+    def create(cls, rows: int, *, pools: int = 256, columns: int = 1024, fd: int | None = None) -> Ledger:
+        """The supervisor's. rows: of all workers that may live at once, both generations of an upgrade. fd: of an empty
+        file; default: a new one."""
         layout = Layout(rows, pools, columns)
-        fd = os.memfd_create("inferlane-ledger", os.MFD_CLOEXEC)
+        fd = os.memfd_create("inferlane-ledger", os.MFD_CLOEXEC) if fd is None else fd
         os.ftruncate(fd, layout.bytes)
         ledger = cls(fd, layout, row=None, event_fds=[os.eventfd(0, _EVENT) for _ in range(rows)])
         for at, word in enumerate((MAGIC, rows, pools, columns)):

@@ -14,7 +14,7 @@ import msgspec
 
 from proxy.config.settings import AdminSettings
 
-__all__ = ["ControlError", "ask_pools", "set_draining"]
+__all__ = ["ControlError", "ask_pools", "ask_socket", "set_draining"]
 
 ANSWER_S = 10.0
 """Longest wait for a gateway on this machine."""
@@ -52,6 +52,11 @@ def set_draining(admin: AdminSettings, pool: str, endpoint: str, *, draining: bo
     verb = "drain" if draining else "undrain"
     path = f"/v1/pools/{quote(pool, safe='')}/endpoints/{quote(endpoint, safe='')}/{verb}"
     return _asked(_UnixConnection(admin.socket), f"unix {admin.socket}", "POST", path)
+
+
+def ask_socket(socket_path: Path, method: str, path: str) -> Any:
+    """Whatever the admin's socket answers at a path. Raises ControlError."""
+    return _asked(_UnixConnection(socket_path), f"unix {socket_path}", method, path)
 
 
 def _asked(connection: http.client.HTTPConnection, where: str, method: str, path: str) -> Any:

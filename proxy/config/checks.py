@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+from backends.ledger.layout import RANKS
 from proxy.config.errors import Fault, unknown_name
 from proxy.config.link_checks import link_faults
 from proxy.config.pool_checks import pool_faults
@@ -18,7 +19,7 @@ from proxy.config.settings import TRANSPORTS, Bind
 from proxy.config.tables import Table, duration, names, parsed, repeated, tables, texts
 from qos.units import format_duration, parse_share
 
-__all__ = ["cross_faults"]
+__all__ = ["cross_faults", "too_many_shared"]
 
 
 def cross_faults(config: Table) -> Iterator[Fault]:
@@ -64,6 +65,17 @@ def _one_default(config: Table) -> Iterator[Fault]:
         )
     if len(items) > 1 and not places:
         yield Fault(("classes",), "no class is the default one; add default: true to one of them")
+
+
+def _shared_classes(config: Table) -> Iterator[Fault]:
+    if config.get("workers", 1) != 1 and (wrong := too_many_shared(len(list(tables(config, "classes"))))):
+        yield Fault(("classes",), wrong)
+
+
+def too_many_shared(classes: int) -> str:
+    """Why so many are too many for several workers; empty: they are not."""
+    remedy = "leave some out, or set workers: 1"
+    return f"{classes} classes; several workers can keep the order of {RANKS}: {remedy}" if classes > RANKS else ""
 
 
 def _queues(config: Table) -> Iterator[Fault]:
@@ -141,6 +153,7 @@ _CHECKS: tuple[Callable[[Table], Iterator[Fault]], ...] = (
     _same_models,
     _same_addresses,
     _one_default,
+    _shared_classes,
     _queues,
     _gate_shares,
     _rules,

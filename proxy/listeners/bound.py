@@ -42,6 +42,11 @@ class BoundAddress:
         """What the worker at this place gets."""
         return Place(None if self.group is None else self.group.sockets[place], self.tcp)
 
+    def grow(self, places: int) -> None:
+        """Have so many places, where there were fewer. Raises OSError; those that were added before it stay."""
+        if self.group is not None and len(self.group.sockets) < places:
+            self.group.grow(places, bind=bind)
+
     def close(self) -> None:
         """Let go of the port."""
         if self.group is not None:

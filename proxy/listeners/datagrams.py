@@ -15,6 +15,7 @@ from proxy.listeners.exchanges import Exchanges
 from proxy.listeners.quic import Peer
 from proxy.protocols.answers import problem
 from proxy.protocols.cookies import CookieJar
+from proxy.protocols.holdings import Holdings
 from proxy.protocols.inference import Cancelled, Dropped, InferenceServer, Key, Message, Send
 from proxy.protocols.native import error_header, inference, reply_header
 from qos.timeline import Timeline
@@ -29,7 +30,7 @@ class DatagramExchanges:
     """The inference datagrams of one socket, or of one QUIC connection.
 
     transport: "udp" or "datagram". cookies: None where the transport has proved the address. connection: the QUIC
-    connection whose one mark all of them ride.
+    connection whose one mark all of them ride. holdings: shared with the listener's others.
     """
 
     def __init__(  # noqa: PLR0913  one line each at its single caller
@@ -44,9 +45,10 @@ class DatagramExchanges:
         cookies: CookieJar | None,
         max_datagram: int = MAX_DATAGRAM,
         connection: Peer | None = None,
+        holdings: Holdings | None = None,
     ) -> None:
         self.connection = connection
-        self._server = InferenceServer(cookies=cookies, max_datagram=max_datagram)
+        self._server = InferenceServer(cookies=cookies, max_datagram=max_datagram, holdings=holdings)
         self._exchanges = Exchanges(walk)
         self._send = send
         self._transport = transport
@@ -85,6 +87,7 @@ class DatagramExchanges:
     def cancel_all(self) -> None:
         """The peer, or the socket, is gone."""
         self._exchanges.cancel_all()
+        self._server.close()
 
     def _spares(self, datagrams: list[bytes], class_name: str | None) -> bool:
         """Whether a kept reply may go once more."""

@@ -27,6 +27,7 @@ from proxy.listeners.native import NativeSession
 from proxy.listeners.quic import Peer, QuicListener, Session
 from proxy.listeners.udp import Address, UdpSocket
 from proxy.protocols.cookies import CookieJar
+from proxy.protocols.holdings import Holdings
 from proxy.quic.configuration import ALPN_H3, ALPN_NATIVE, QuicConfiguration
 from proxy.quic.connection_ids import ConnectionIds
 from qos.marking import Mark, usual_priority
@@ -78,6 +79,7 @@ class Door:
         self._clock = clock
         self._counts: Counter[str] = Counter()
         self._cookies = CookieJar(plan.cookie_secret)
+        self._holdings = Holdings()
         self._sides: list[_Side] = []
         self._http1 = None if plan.http1_tls is None else self._http1_door(plan.http1_tls)
         self._bound: list[tuple[str, int]] = []
@@ -85,23 +87,42 @@ class Door:
     def __repr__(self) -> str:
         return f"<Door {self._plan.name} {', '.join(map(str, self.bound))}: {self.connections} connections>"
 
-    def start(self, given: Sequence[Place] | None = None) -> None:
+    def start(self, given: Sequence[Place] | None = None, *, accepting: bool = True) -> None:
         """Bind every address, or none. Raises OSError with a line that names the address.
 
-        given: sockets that are bound already, one place an address; they are the door's from now on.
+        given: sockets that are bound already, one place an address; they are the door's from now on. accepting: else
+        it takes TCP connections from `accept` on.
         """
         for place in self._places() if given is None else given:
             self._bound.append(place.address)
             if place.udp is not None:
                 self._sides.append(self._side(place.udp))
             if place.tcp is not None and self._http1 is not None:
-                self._http1.start(place.tcp)
+                self._http1.start(place.tcp, accepting=accepting)
+
+    def accept(self) -> None:
+        """Take TCP connections, too."""
+        if self._http1 is not None:
+            self._http1.accept()
 
     def use_siblings(self, places: frozenset[int]) -> None:
         """At which other places somebody has connections."""
         for side in self._sides:
             if side.quic is not None:
                 side.quic.siblings = places
+
+    def retire(self) -> None:
+        """Others take what is new: serve those who are here until they have moved."""
+        for side in self._sides:
+            if side.quic is not None:
+                side.quic.retire()
+        if self._http1 is not None:
+            self._http1.retire()
+
+    @property
+    def deserted(self) -> bool:
+        """Whether nobody is here any more."""
+        return self.idle and not self.connections and (self._http1 is None or self._http1.deserted)
 
     def drain(self) -> None:
         """Take no new connections; those that are here finish."""
@@ -223,7 +244,7 @@ class Door:
                 marks=self._marks,
                 name=plan.name,
                 ids=plan.ids,
-                keys=plan.keys,
+                keys=None if plan.keys is None else plan.keys.at(sock.getsockname()[:2]),
             )
         side = _Side(sock, quic, self._counts, self._marks.at(plan.name), plan.slowest_bps)
         if "udp" in plan.accept:
@@ -235,6 +256,7 @@ class Door:
                 clock=self._clock,
                 counts=self._counts,
                 cookies=self._cookies,
+                holdings=self._holdings,
             )
         return side
 
@@ -256,6 +278,7 @@ class Door:
             counts=self._counts,
             streams="stream" in plan.accept,
             datagrams="datagram" in plan.accept,
+            holdings=self._holdings,
         )
 
 

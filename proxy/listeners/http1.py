@@ -37,6 +37,8 @@ Models = Callable[[], Sequence[tuple[str, bool]]]
 MOST_CONNECTIONS = 4096
 KEEPALIVE_S = 75.0
 """How long a connection may be idle: nginx's default; aiohttp's own hour keeps dead clients."""
+QUIET_S = 5.0
+"""The same, once another process takes the new ones."""
 HANDSHAKE_S = 10.0
 HEAD_S = 10.0
 """How long a head may take from its first byte to its last. Bodies have their class's deadline."""
@@ -80,13 +82,14 @@ class Http1Door:
         self._marks = marks
         self._loop = asyncio.get_running_loop()
         self._draining = False
+        self._retiring = False
         self._acceptors: list[Acceptor] = []
         self._welcoming: set[asyncio.Task[None]] = set()
         self._held: set[socket.socket] = set()
         """Of every connection that is open or in its handshake."""
         self._connections: dict[asyncio.BaseProtocol, StreamConnection] = {}
-        self._idle: dict[StreamConnection, None] = {}
-        """Connections without a request in flight, the longest idle first."""
+        self._idle: dict[StreamConnection, float] = {}
+        """Connections without a request in flight, and since when: the longest idle first."""
         self._ending: set[StreamConnection] = set()
         """Connections whose last reply is on its way out."""
         self._looking: asyncio.TimerHandle | None = None
@@ -106,11 +109,25 @@ class Http1Door:
         busy = len(self._connections) - len(self._idle)
         return f"<Http1Door {self._plan.listener}: {len(self._connections)} connections, {busy} in flight>"
 
-    def start(self, sock: socket.socket) -> None:
-        """Serve a bound socket, which is this door's from now on."""
+    def start(self, sock: socket.socket, *, accepting: bool = True) -> None:
+        """Serve a bound socket, which is this door's from now on. accepting: else from `accept` on."""
         if self._marks is not None:
             carry(sock, self._marks.at(self._plan.listener))  # for the answer to a SYN, before anybody is accepted
-        self._acceptors.append(Acceptor(sock, self._welcome))
+        self._acceptors.append(Acceptor(sock, self._welcome, accepting=accepting))
+
+    def accept(self) -> None:
+        """Take connections, where it stood by."""
+        for acceptor in self._acceptors:
+            acceptor.accept()
+
+    def retire(self) -> None:
+        """Take no new connection, for others do; each that is open gets one more answer, or is closed after a while.
+
+        Not at once: a request may be on its way, and nobody could ask a POST again.
+        """
+        self._retiring = True
+        for acceptor in self._acceptors:
+            acceptor.close()
 
     def drain(self) -> None:
         """Take no new connection, and no further request on those that are open; what is in flight goes on."""
@@ -143,6 +160,11 @@ class Http1Door:
         return len(self._idle) == len(self._connections) and not self._ending
 
     @property
+    def deserted(self) -> bool:
+        """Whether there is no connection, and none in its handshake."""
+        return not self._held and not self._connections
+
+    @property
     def connections(self) -> int:
         """Open connections, their handshakes completed."""
         return len(self._connections)
@@ -161,7 +183,7 @@ class Http1Door:
         """A connection can be used, its handshake included."""
         self._counts["handshakes"] += int(self._plan.tls is not None)
         self._connections[connection.parser] = connection
-        self._idle[connection] = None
+        self._idle[connection] = self._clock()
         if self._draining:
             connection.hang_up()
         elif self._looking is None:
@@ -221,6 +243,9 @@ class Http1Door:
         """Whoever is too slow, or gone without our having read it, has no place here."""
         self._looking = self._loop.call_later(_LOOK_S, self._look) if self._connections else None
         now = self._clock()
+        for connection, since in list(self._idle.items()) if self._retiring else ():
+            if connection.head_since is None and now - since >= QUIET_S:
+                connection.hang_up()
         for connection in list(self._connections.values()):
             if connection.head_since is not None and now - connection.head_since >= HEAD_S:
                 self._counts["slow_head"] += 1
@@ -241,14 +266,14 @@ class Http1Door:
         finally:
             connection.end()
             if connection.parser in self._connections:
-                self._idle[connection] = None
-                if self._draining:
+                self._idle[connection] = self._clock()
+                if self._draining or self._retiring:
                     self._ending.add(connection)
                     request.protocol.close()  # not before: it would stop the rest of a body too
 
     async def _exchange(self, request: web.BaseRequest, connection: StreamConnection) -> web.StreamResponse:
         arrived, feed = self._arrival(request, connection)
-        responder = Http1Responder(request, connection, last=lambda: self._draining, h3=self._plan.h3)
+        responder = Http1Responder(request, connection, last=lambda: self._draining or self._retiring, h3=self._plan.h3)
         if feed is None:
             await self._walk(arrived, responder)
         else:

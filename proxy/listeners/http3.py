@@ -32,6 +32,8 @@ overtake it (RFC 9000 section 3.2)."""
 class Http3Session:
     """HTTP/3 on one QUIC connection."""
 
+    goodbye = int(ErrorCode.H3_NO_ERROR)
+
     def __init__(self, peer: Peer, walk: Walk, *, listener: str, max_body: int, clock: Callable[[], float]) -> None:
         self._peer = peer
         self._http = Http3(peer.quic)
@@ -65,6 +67,10 @@ class Http3Session:
 
     def drain(self) -> None:
         self._http.send_goaway()
+
+    def retire(self) -> None:
+        if self._http.begun:  # else a client that has just connected would have nowhere to send its first one
+            self._http.send_goaway(last=False)
 
     def closed(self) -> None:
         for body in self._incoming.values():
@@ -101,7 +107,7 @@ class Http3Session:
         )
 
     def _start(self, stream_id: int, arrived: Arrival, *, head_only: bool) -> None:
-        responder = Http3Responder(self._peer, self._http, stream_id, head_only=head_only)
+        responder = Http3Responder(self._peer, self._http, stream_id, self._exchanges, head_only=head_only)
         self._exchanges.start(stream_id, arrived, responder, ended=partial(self._ended, stream_id, arrived.body))
 
     def _data(self, stream_id: int, data: bytes, *, ended: bool) -> None:
@@ -122,7 +128,7 @@ class Http3Session:
             body.fail(Refused(Reason.CANCELLED, "the request is over"))
         if self._incoming.pop(stream_id, None) is not None:
             self._peer.quic.stop_receiving(stream_id, ErrorCode.H3_NO_ERROR)
-        self._peer.touch()
+            self._peer.touch()
 
     def _gone(self, stream_id: int) -> None:
         body = self._incoming.pop(stream_id, None)
@@ -133,12 +139,13 @@ class Http3Session:
 
 
 class Http3Responder:
-    """The way back on one request stream."""
+    """The way back on one request stream. exchanges: of its connection."""
 
-    def __init__(self, peer: Peer, http: Http3, stream_id: int, *, head_only: bool) -> None:
+    def __init__(self, peer: Peer, http: Http3, stream_id: int, exchanges: Exchanges, *, head_only: bool) -> None:
         self._peer = peer
         self._http = http
         self._stream_id = stream_id
+        self._exchanges = exchanges
         self._head_only = head_only
         self._head_sent = False
         self._streaming = False
@@ -156,7 +163,7 @@ class Http3Responder:
         if isinstance(body, bytes) and not self._peer.polices(class_name, len(body)):
             answered.bytes_out = len(body)
             self._http.send_reply(self._stream_id, section, b"" if self._head_only else body, ended=True)
-            self._peer.touch()
+            self._go()
             return
         self._http.send_reply(self._stream_id, section, b"", ended=False)
         self._peer.touch()
@@ -182,7 +189,14 @@ class Http3Responder:
             status, fields, body = refusal_answer(refusal, answered)
             section = self._section(status, fields)
             self._http.send_reply(self._stream_id, section, b"" if self._head_only else body, ended=True)
-        self._peer.touch()
+        self._go()
+
+    def _go(self) -> None:
+        """The end is written. The only one in flight need not wait for others to go along."""
+        if len(self._exchanges) == 1:
+            self._peer.flush()
+        else:
+            self._peer.touch()
 
     async def _last_words(self, refusal: Refused, answered: Answered) -> None:
         self._http.send_body(self._stream_id, error_event(refusal, answered.arrival.request_id), ended=False)

@@ -17,6 +17,7 @@ from proxy.listeners.exchanges import Exchanges
 from proxy.listeners.marks import slices
 from proxy.listeners.quic import WRITE_AHEAD, Peer
 from proxy.protocols.answers import problem
+from proxy.protocols.holdings import Holdings
 from proxy.protocols.native import error_header, inference, reply_header
 from proxy.quic.connection import (
     DatagramFrameReceived,
@@ -30,11 +31,13 @@ from qos.timeline import Timeline
 __all__ = ["NativeSession"]
 
 # Application error codes of inferlane/1 (docs/wire.md).
-MALFORMED, CANCELLED, BROKEN_OFF, NOT_ACCEPTED = 0x1, 0x2, 0x3, 0x4
+MALFORMED, CANCELLED, BROKEN_OFF, NOT_ACCEPTED, MOVED = 0x1, 0x2, 0x3, 0x4, 0x5
 
 
 class NativeSession:
     """Raw streams and DATAGRAM of one QUIC connection."""
+
+    goodbye = MOVED
 
     def __init__(  # noqa: PLR0913  one line each at its single caller
         self,
@@ -47,6 +50,7 @@ class NativeSession:
         counts: Counter[str],
         streams: bool,
         datagrams: bool,
+        holdings: Holdings | None = None,
     ) -> None:
         self._peer = peer
         self._listener = listener
@@ -69,6 +73,7 @@ class NativeSession:
                 cookies=None,
                 max_datagram=max(peer.quic.datagram_capacity, 256),
                 connection=peer,
+                holdings=holdings,
             )
         self._refused: set[int] = set()
 
@@ -102,14 +107,18 @@ class NativeSession:
     def drain(self) -> None:
         """There is no GOAWAY here: requests that come now are refused with `draining`, which says the same."""
 
+    def retire(self) -> None:
+        """The same: those that come are answered, first as always, then with `draining`."""
+
     def closed(self) -> None:
         for body in self._bodies.values():
             body.fail(Refused(Reason.CANCELLED, "the client's connection is gone"))
         self._bodies.clear()
         self._heads.clear()
         self._exchanges.cancel_all()
-        if self._datagrams is not None:
-            self._datagrams.cancel_all()
+        datagrams, self._datagrams = self._datagrams, None  # each knows the other
+        if datagrams is not None:
+            datagrams.cancel_all()
 
     def _send_datagram(self, datagram: bytes, _: Hashable, _class_name: str | None, _dscp: int) -> None:
         self._peer.quic.send_datagram_frame(datagram)

@@ -30,12 +30,19 @@ WRITE_AHEAD = 256 * 1024
 class Session(Protocol):
     """What an ALPN makes of a connection's events."""
 
+    goodbye: int
+    """The error code of a connection that is closed because nothing is in flight and others serve."""
+
     def handle(self, event: QuicEvent) -> None:
         """One event of the connection."""
         ...
 
     def drain(self) -> None:
         """Take no new request; finish those that are here."""
+        ...
+
+    def retire(self) -> None:
+        """Others take new connections: have the client move to one, and serve it until then. May be called again."""
         ...
 
     def closed(self) -> None:
@@ -74,6 +81,10 @@ class Home(Protocol):
         """Flush it before the loop sleeps again."""
         ...
 
+    def flush(self, peer: Peer) -> None:
+        """Flush it now, unless that is about to happen anyway."""
+        ...
+
     def failed(self, peer: Peer) -> None:
         """An exception came out of it: log and end it."""
         ...
@@ -110,6 +121,22 @@ class Peer:
         """Whether something works for this client."""
         return self.session is not None and not self.session.idle
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is in flight and the client has acknowledged all; one that is gone never will."""
+        return not self.busy and (self.quic.all_acknowledged or self.quic.silent)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it has a session, which it gets with its handshake."""
+        return self.session is not None
+
+    def retire(self) -> None:
+        """Have the client move to another connection."""
+        if self.session is not None:
+            self.session.retire()
+            self.touch()
+
     def ask(self) -> None:
         """Have the client say that it is still there: whatever gets a PING acknowledges it (RFC 9000 section 19.2)."""
         self.quic.send_ping(0)
@@ -118,6 +145,10 @@ class Peer:
     def touch(self) -> None:
         """Something was written: flush before the loop sleeps again."""
         self.listener.schedule_flush(self)
+
+    def flush(self) -> None:
+        """Something was written that nothing will go along with: flush now."""
+        self.listener.flush(self)
 
     def consume(self, stream_id: int, count: int) -> None:
         """The application took bytes of a stream; a due window frame goes out with the next flush."""
@@ -164,6 +195,7 @@ class Peer:
             # ConnectionTerminated comes only after the draining period, three probe timeouts later.
             session, self.session = self.session, None
             session.closed()
+            quic.let_go()
         if self._room is not None:
             if not self._room.done():
                 self._room.set_result(None)

@@ -17,6 +17,7 @@ from proxy.keys import Keys
 from proxy.listeners.alarms import Alarms
 from proxy.listeners.marks import Marks
 from proxy.listeners.peer import WRITE_AHEAD, Peer, Session, SessionFor
+from proxy.listeners.retirement import Retirement
 from proxy.listeners.strangers import Crowd, Newcomer, Strangers
 from proxy.listeners.udp import Address
 from proxy.listeners.vigil import Vigil
@@ -86,6 +87,7 @@ class QuicListener:
         self._dirty: dict[Peer, None] = {}
         self._flush_scheduled = False
         self._draining = False
+        self._retirement: Retirement | None = None
         self._vigil = Vigil(self._peers, self._gone, clock=clock)
 
     def __repr__(self) -> str:
@@ -145,6 +147,11 @@ class QuicListener:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
 
+    def flush(self, peer: Peer) -> None:
+        """Flush `peer` now, unless that is about to happen."""
+        if peer not in self._dirty:
+            self._visit(peer, self._clock())
+
     def learn(self, cid: bytes, peer: Peer) -> None:
         """One more id of this connection."""
         self._by_cid[cid] = peer
@@ -172,6 +179,12 @@ class QuicListener:
         session, peer.session = peer.session, None
         if session is not None:
             session.closed()
+        peer.quic.let_go()
+
+    def retire(self) -> None:
+        """Others get what is new from now on: have the clients move there, and serve them until they have."""
+        if self._retirement is None:
+            self._retirement = Retirement(self._peers, self._part, clock=self._clock)
 
     def drain(self) -> None:
         """Refuse new connections, tell the old ones, and close each one that has nothing in flight."""
@@ -187,14 +200,13 @@ class QuicListener:
 
         A client that is gone without a goodbye acknowledges nothing, and is not waited for.
         """
-        return all(
-            (peer.session is None or peer.session.idle) and (peer.quic.all_acknowledged or peer.quic.silent)
-            for peer in self._peers
-        )
+        return all(peer.settled for peer in self._peers)
 
     def close(self) -> None:
         """Say goodbye on every connection, now."""
         self._vigil.close()
+        if self._retirement is not None:
+            self._retirement.end()
         for peer in list(self._peers):
             peer.quic.close(error_code=_NO_ERROR, reason_phrase="shutting down")
             self._transmit(peer, self._clock())
@@ -217,6 +229,7 @@ class QuicListener:
             datagrams=self._datagrams,
             identity=self._identity,
             retry_source_cid=newcomer.retry_cid,
+            retried_from=None if newcomer.retry_cid is None else address,
         )
         peer = Peer(self, quic, address, 0)
         self._peers.add(peer)
@@ -243,6 +256,16 @@ class QuicListener:
         _log.exception("connection_failed", peer=repr(peer))
         self._hang_up(peer)
 
+    def _part(self, peer: Peer) -> None:
+        """Say goodbye to one that has nothing in flight."""
+        code = _NO_ERROR
+        if peer.session is not None:
+            peer.session.drain()
+            code = peer.session.goodbye
+        peer.quic.close(error_code=code, reason_phrase="another process serves here now")
+        self._transmit(peer, self._clock())
+        self.remove(peer)
+
     def _gone(self, peer: Peer) -> None:
         """Nobody answers any more: what works for this client is cancelled."""
         self.counts["vanished"] += 1
@@ -253,15 +276,19 @@ class QuicListener:
         dirty, self._dirty = self._dirty, {}
         now = self._clock()
         for peer in dirty:
-            if peer not in self._peers:
-                continue
-            quic = peer.quic
-            try:
-                if not quic.quiet(now):
-                    self._transmit(peer, now)
-                self._alarms.set(peer, quic.get_timer())
-            except Exception:  # noqa: BLE001
-                self.failed(peer)
+            self._visit(peer, now)
+
+    def _visit(self, peer: Peer, now: float) -> None:
+        """Send what there is of one connection, and see to its timer."""
+        if peer not in self._peers:
+            return
+        quic = peer.quic
+        try:
+            if not quic.quiet(now):
+                self._transmit(peer, now)
+            self._alarms.set(peer, quic.get_timer())
+        except Exception:  # noqa: BLE001
+            self.failed(peer)
 
     def _hang_up(self, peer: Peer) -> None:
         try:

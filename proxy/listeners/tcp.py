@@ -32,21 +32,34 @@ _log = structlog.get_logger("inferlane.tcp")
 
 
 class Acceptor:
-    """Hands every connection of a bound socket, which is its own from now on, to `welcome`."""
+    """Hands every connection of a bound socket, which is its own from now on, to `welcome`.
 
-    def __init__(self, sock: socket.socket, welcome: Callable[[socket.socket], None]) -> None:
+    accepting: else others do, who share the socket, until `accept`.
+    """
+
+    def __init__(
+        self, sock: socket.socket, welcome: Callable[[socket.socket], None], *, accepting: bool = True
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._welcome = welcome
         self._again: asyncio.TimerHandle | None = None
         self._open = True
+        self._standby = True
         listen_for_marks(sock)
         sock.listen(_BACKLOG)
-        self._resume()
+        if accepting:
+            self.accept()
 
     def __repr__(self) -> str:
         state = "paused" if self._again is not None else "listening" if self._open else "closed"
         return f"<Acceptor {state}>"
+
+    def accept(self) -> None:
+        """Begin, once."""
+        if self._standby and self._open:
+            self._standby = False
+            self._resume()
 
     def close(self) -> None:
         """Accept no more."""
@@ -55,7 +68,7 @@ class Acceptor:
         self._open = False
         if self._again is not None:
             self._again.cancel()
-        else:
+        elif not self._standby:
             self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
 

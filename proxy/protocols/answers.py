@@ -23,8 +23,8 @@ HeadFields = list[tuple[bytes, bytes]]
 
 def server_timing(timeline: Timeline) -> bytes:
     """The disjoint parts in ms as a Server-Timing value (W3C Server Timing); b"" when nothing was measured."""
-    parts = timeline.parts()
-    network, queue, backend, compute = parts[:4]
+    network, compute = timeline.rtt_s, timeline.compute_s
+    queue, backend = timeline.waits()
     if network is not None and queue is not None and backend is not None and compute is None:  # of most, all at once
         return b"network;dur=%.3f, queue;dur=%.3f, backend;dur=%.3f" % (network * 1e3, queue * 1e3, backend * 1e3)
     named = (

@@ -44,6 +44,8 @@ KNOWN_HEADS, MOST_KNOWN = 16, 512
 contexts sends one per model. No other connection's: how soon an answer comes must not tell who else asked for it."""
 KNOWN_LINES, MOST_OF_LINE = 1024, 64
 """Encoded fields of replies that are kept, and the most bytes of a value."""
+_LARGEST_REQUEST = (1 << 62) - 4
+"""The last stream that a client can open (RFC 9000 section 2.1)."""
 _OWN_TO_EACH = frozenset({b"content-length", b"server-timing", b"x-request-id"})
 """Fields whose values are not worth keeping."""
 
@@ -103,7 +105,7 @@ class Http3(H3Connection):
         super().__init__(quic)
         self._connection = quic
         self._decoder = pylsqpack.Decoder(0, 0)
-        self._goaway_sent = False
+        self._goaway: int | None = None
         self._next_request = 0
         self._known: dict[bytes, RequestHead] = {}
 
@@ -143,13 +145,20 @@ class Http3(H3Connection):
         """More body bytes."""
         self._send(stream_id, b"\x00" + _size(len(body)) + body if body else b"", ended=ended)
 
-    def send_goaway(self) -> None:
-        """No request after those seen will be served (RFC 9114 section 5.2)."""
-        if self._goaway_sent or self._local_control_stream_id is None:
+    def send_goaway(self, *, last: bool = True) -> None:
+        """No request after those seen will be served (RFC 9114 section 5.2). Not last: those on their way still will,
+        but the client shall ask on another connection."""
+        stream_id = self._next_request if last else _LARGEST_REQUEST
+        if self._local_control_stream_id is None or (self._goaway is not None and stream_id >= self._goaway):
             return
-        self._goaway_sent = True
-        frame = encode_frame(FrameType.GOAWAY, encode_uint_var(self._next_request))
+        self._goaway = stream_id
+        frame = encode_frame(FrameType.GOAWAY, encode_uint_var(stream_id))
         self._connection.send_stream_data(self._local_control_stream_id, frame)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there was a request."""
+        return self._next_request > 0
 
     def abort(self, stream_id: int, error_code: int) -> None:
         """Break an exchange off in both directions."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from aioquic.quic.connection import END_STATES, stream_is_client_initiated
+from aioquic.quic.connection import END_STATES, QuicConnectionState, stream_is_client_initiated
 from aioquic.quic.events import (
     ConnectionIdIssued,
     ConnectionIdRetired,
@@ -65,8 +65,16 @@ _MAX_STREAM_DATA_CAPACITY = 1 + 8 + 8
 _UNANSWERED_PROBES = 3  # as many make congestion persistent: RFC 9002 section 7.6.1
 
 
+def _nothing_to_send() -> None:
+    """Of a connection that has ended."""
+
+
 class Connection(Sending, Opening, Identified):
-    """A server's QUIC connection whose windows and datagrams are ours to decide."""
+    """A server's QUIC connection whose windows and datagrams are ours to decide.
+
+    retry_source_cid, retried_from: where it begins behind a Retry of ours, the id that this gave the client, and the
+    address that has shown its token.
+    """
 
     def __init__(
         self,
@@ -76,6 +84,7 @@ class Connection(Sending, Opening, Identified):
         datagrams: bool,
         identity: Identity | None = None,
         retry_source_cid: bytes | None = None,
+        retried_from: Any = None,
     ) -> None:
         # A copy: the ALPN decides below whether this connection advertises DATAGRAM.
         super().__init__(
@@ -83,6 +92,7 @@ class Connection(Sending, Opening, Identified):
             original_destination_connection_id=original_destination_cid,
         )
         self.identify(identity or Identity(ConnectionIds(), Keys.fresh(), configuration), retry_source_cid)
+        self._retried_from = retried_from
         self._datagrams = datagrams
         self._consumed: dict[int, int] = {}
         self.datagrams_dropped = 0
@@ -137,12 +147,18 @@ class Connection(Sending, Opening, Identified):
 
     @property
     def all_acknowledged(self) -> bool:
-        """Whether every byte written to a request's stream has arrived."""
-        return all(
+        """Whether every byte written to a request's stream has arrived, and every datagram, or is lost for good."""
+        return not self._datagrams_on_their_way and all(
             stream.sender.is_finished or stream.sender._buffer_stop == stream.sender._buffer_start
             for stream_id, stream in self._streams.items()
             if stream_id % 4 == 0
         )
+
+    @property
+    def _datagrams_on_their_way(self) -> bool:
+        """Or anything else of a connection that may have them: what a packet carries is not looked at."""
+        has_them = self._configuration.max_datagram_frame_size is not None
+        return bool(self._datagrams_pending) or (has_them and self._loss.bytes_in_flight > 0)
 
     @property
     def silent(self) -> bool:
@@ -163,6 +179,18 @@ class Connection(Sending, Opening, Identified):
     def round_trip_s(self) -> float | None:
         """Smoothed round-trip time (RFC 9002 section 5.3), None before the first sample."""
         return self._loss._rtt_smoothed if self._loss._rtt_initialized else None
+
+    def let_go(self) -> None:
+        """The connection closes, or has ended: free what nobody will read. aioquic's connections refer to themselves,
+        so that only a full garbage collection would, thousands of connections later."""
+        for stream in self._streams.values():
+            stream.sender._buffer.clear()
+            stream.receiver._buffer.clear()
+        self._datagrams_pending.clear()
+        if self._state is QuicConnectionState.TERMINATED:
+            self._QuicConnection__frame_handlers.clear()  # type: ignore[attr-defined]
+            self._loss._send_probe = _nothing_to_send
+            vars(self.tls).clear()
 
     @property
     def established(self) -> bool:

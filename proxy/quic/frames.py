@@ -8,12 +8,14 @@ the same bytes and names the error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 __all__ = [
     "ACK",
     "DATAGRAM",
     "DATAGRAM_WITH_LENGTH",
+    "LOOK_AHEAD",
     "MAX_ACK_RANGES",
     "MAX_DATA",
     "MAX_STREAM_DATA",
@@ -39,7 +41,10 @@ MAX_DATA, MAX_STREAM_DATA = 0x10, 0x11
 DATAGRAM, DATAGRAM_WITH_LENGTH = 0x30, 0x31
 MAX_ACK_RANGES = 32
 """Written, the newest ones: enough for 62 losses, and at most 32 * 16 bytes beside the data."""
+LOOK_AHEAD = 256
+"""Bytes of a payload that are looked at for padding at once where looking is copying."""
 _LARGEST = (1 << 62) - 1
+_ANYTHING_ELSE = re.compile(rb"[^\x00]").search
 _ONE_BYTE = [bytes((value,)) for value in range(0x40)]
 
 StreamFrame = tuple[int, int, int, int]
@@ -64,6 +69,8 @@ def read_varint(plain: bytes, at: int) -> tuple[int, int]:
     first = plain[at]
     if first < 0x40:
         return first, at + 1
+    if first < 0x80:
+        return (first & 0x3F) << 8 | plain[at + 1], at + 2
     size = 1 << (first >> 6)
     end = at + size
     if end > len(plain):
@@ -129,5 +136,6 @@ def ack_frame(ranges: Sequence[range], delay: int) -> bytes:
 
 
 def after_padding(plain: bytes, at: int) -> int:
-    """Where the PADDING that begins at `at` ends."""
-    return len(plain) - len(plain[at:].lstrip(b"\x00"))
+    """Where the PADDING that begins at `at` ends. No copy of what follows: frames may alternate with it."""
+    found = _ANYTHING_ELSE(plain, at)
+    return len(plain) if found is None else found.start()

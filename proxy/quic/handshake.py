@@ -8,13 +8,19 @@ process, and what only a handshake needs goes when it is over: of an idle connec
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 from aioquic import tls
 from aioquic._buffer import Buffer
-from aioquic.quic.connection import MAX_EARLY_DATA, QuicConnection, QuicConnectionId, QuicReceiveContext
+from aioquic.quic.connection import (
+    MAX_EARLY_DATA,
+    QuicConnection,
+    QuicConnectionError,
+    QuicConnectionId,
+    QuicReceiveContext,
+)
 from aioquic.quic.crypto import CryptoPair
-from aioquic.quic.packet import STATELESS_RESET_TOKEN_SIZE
+from aioquic.quic.packet import STATELESS_RESET_TOKEN_SIZE, QuicErrorCode
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from aioquic.tls import CipherSuite, Epoch
@@ -22,8 +28,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import Certificate
 
 from proxy.quic import shortcuts
+from proxy.quic.configuration import MOST_GAPS
 
-__all__ = ["EncodedCertificate", "InitialKeys", "Opening", "shortcuts"]
+__all__ = ["MOST_OF_TLS", "EncodedCertificate", "InitialKeys", "Opening", "shortcuts"]
+
+MOST_OF_TLS = 64 * 1024
+"""Of a handshake message that is not all there. A ClientHello has up to 2 KiB, and TLS would allow 16 MiB."""
 
 _HANDSHAKE_BYTES = 16384  # aioquic's; the certificate chain is in it
 _CIPHER_SUITES = [CipherSuite.AES_128_GCM_SHA256, CipherSuite.AES_256_GCM_SHA384, CipherSuite.CHACHA20_POLY1305_SHA256]
@@ -66,7 +76,13 @@ def _encoded(certificate: Certificate) -> EncodedCertificate:
 class Opening(QuicConnection):
     """A server's connection that is cheap to open."""
 
+    _retried_from: Any = None
+    """The address that has shown the token of our Retry, and so is proved (RFC 9000 section 8.1.2); None: there was no
+    Retry. A client may begin with this address and go on from a forged one: that one is not proved."""
+
     def _initialize(self, peer_cid: bytes) -> None:
+        path = self._network_paths[0]
+        path.is_validated = path.is_validated or path.addr == self._retried_from
         configuration = self._configuration
         context = self.tls = tls.Context(
             alpn_protocols=configuration.alpn_protocols,
@@ -111,6 +127,23 @@ class Opening(QuicConnection):
             Epoch.ONE_RTT: QuicPacketSpace(is_application_data=True),
         }
         self._loss.spaces = list(self._spaces.values())
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        super()._parse_transport_parameters(data, from_session_ticket)
+        if self._remote_max_idle_timeout == 0:  # no timeout (RFC 9000 section 10.1); for aioquic, no time
+            self._remote_max_idle_timeout = None
+
+    def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        """aioquic's, which keeps what comes of a message however long it is, and copies it each time that more comes:
+        all before the client's address is proved."""
+        super()._handle_crypto_frame(context, frame_type, buf)
+        gaps = len(self._crypto_streams[context.epoch].receiver._ranges)
+        if len(self.tls._receive_buffer) > MOST_OF_TLS or gaps > MOST_GAPS:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.CRYPTO_BUFFER_EXCEEDED,
+                frame_type=frame_type,
+                reason_phrase="a handshake message that is too long, or in too many pieces",
+            )
 
     def _handle_new_connection_id_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         """The plain case, of which a handshake brings seven: one more id, and none to retire."""

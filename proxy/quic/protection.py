@@ -16,6 +16,7 @@ PACKET_OVERHEAD = 1 + 2 + 16
 """First byte, packet number and tag; the peer's connection id comes on top."""
 _RESERVED = 0x18
 _KEY_PHASE = 0x04
+_ONE_BYTE = [bytes((value,)) for value in range(256)]
 
 Opened = tuple[int, int, bytes]
 """First byte, packet number, payload."""
@@ -34,8 +35,11 @@ def open_packet(keys: CryptoContext, packet: bytes, cid_end: int, expected: int)
         return None
     size = (first & 0x03) + 1
     begin = cid_end + size
-    truncated = int.from_bytes(packet[cid_end:begin], "big") ^ int.from_bytes(mask[1 : 1 + size], "big")
-    header = b"%c%b%b" % (first, packet[1:cid_end], truncated.to_bytes(size, "big"))
+    if size == 2:  # nearly always
+        truncated = (packet[cid_end] ^ mask[1]) << 8 | packet[cid_end + 1] ^ mask[2]
+    else:
+        truncated = int.from_bytes(packet[cid_end:begin], "big") ^ int.from_bytes(mask[1 : 1 + size], "big")
+    header = b"".join((_ONE_BYTE[first], packet[1:cid_end], truncated.to_bytes(size, "big")))
     number = _whole_number(truncated, 8 * size, expected)
     try:
         plain = cipher._aead.decrypt((cipher._iv ^ number).to_bytes(12, "big"), packet[begin:], header)
@@ -50,12 +54,12 @@ def seal_packet(keys: CryptoContext, first: int, cid: bytes, number: int, plain:
     assert protection is not None
     assert cipher is not None
     short = number & 0xFFFF
-    header = b"%c%b%b" % (first, cid, short.to_bytes(2, "big"))
+    header = b"".join((_ONE_BYTE[first], cid, short.to_bytes(2, "big")))
     sealed = cipher._aead.encrypt((cipher._iv ^ number).to_bytes(12, "big"), plain, header)
     sample = sealed[2:18]
     mask = protection._mask(sample) if protection._is_chacha20 else protection._encryptor.update(sample)
     hidden = short ^ (mask[1] << 8 | mask[2])
-    return b"%c%b%b%b" % (first ^ (mask[0] & 0x1F), cid, hidden.to_bytes(2, "big"), sealed)
+    return b"".join((_ONE_BYTE[first ^ (mask[0] & 0x1F)], cid, hidden.to_bytes(2, "big"), sealed))
 
 
 def _whole_number(truncated: int, bits: int, expected: int) -> int:

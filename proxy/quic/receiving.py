@@ -13,13 +13,14 @@ from typing import Any
 from aioquic._buffer import Buffer
 from aioquic.quic.connection import QuicConnectionError, QuicConnectionState, QuicReceiveContext
 from aioquic.quic.crypto import CryptoPair
-from aioquic.quic.events import DatagramFrameReceived, StreamDataReceived
+from aioquic.quic.events import DatagramFrameReceived, QuicEvent, StreamDataReceived
+from aioquic.quic.packet import QuicErrorCode
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
 
 from proxy.quic import frames
-from proxy.quic.configuration import QuicConfiguration
+from proxy.quic.configuration import MOST_GAPS, QuicConfiguration
 from proxy.quic.protection import open_packet
 from proxy.quic.streams import StreamKeeper
 
@@ -41,12 +42,23 @@ class Receiving(StreamKeeper):
         self._short_keys: CryptoPair | None = None
         self._short_space: QuicPacketSpace | None = None
         self._agreed_idle_s = configuration.idle_timeout
+        self._newest: dict[int, StreamDataReceived] = {}
+        """By stream, the event that more of it may still join."""
+        self._pieces: dict[int, list[bytes]] = {}
+        """And what has joined it, until somebody asks for events."""
 
     def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
         """Take one datagram."""
         if not self._received_short(data, addr, now):
             self._look = True
+            self._join_pieces()
             super().receive_datagram(data, addr, now)
+
+    def next_event(self) -> QuicEvent | None:
+        """aioquic's. What came of one stream since the last call is one event, however many packets brought it."""
+        if self._newest:
+            self._join_pieces()
+        return self._events.popleft() if self._events else None
 
     def _confirm_handshake(self) -> None:
         super()._confirm_handshake()
@@ -58,8 +70,36 @@ class Receiving(StreamKeeper):
             self._short_keys, self._short_space = self._cryptos[Epoch.ONE_RTT], self._spaces[Epoch.ONE_RTT]
 
     def _handle_padding_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        """aioquic walks the thousand zeros of an Initial one by one."""
-        buf.seek(frames.after_padding(buf.data_slice(0, buf.capacity), buf.tell()))
+        """aioquic walks the thousand zeros of an Initial one by one, in a copy of all that follows."""
+        at, end = buf.tell(), buf.capacity
+        while at < end:
+            ahead = buf.data_slice(at, min(at + frames.LOOK_AHEAD, end))
+            zeros = frames.after_padding(ahead, 0)
+            at += zeros
+            if zeros < len(ahead):
+                break
+        buf.seek(at)
+
+    def _handle_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        """aioquic's, which lets a stream come in any number of pieces."""
+        start = buf.tell()
+        super()._handle_stream_frame(context, frame_type, buf)
+        end = buf.tell()
+        buf.seek(start)
+        stream = self._streams.get(buf.pull_uint_var())
+        buf.seek(end)
+        if stream is not None and len(stream.receiver._ranges) > MOST_GAPS:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.INTERNAL_ERROR,
+                frame_type=frame_type,
+                reason_phrase=f"a stream in more than {MOST_GAPS} pieces",
+            )
+
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        """aioquic's, which takes the acknowledgement of a packet that was never sent."""
+        super()._handle_ack_frame(context, frame_type, buf)
+        if self._spaces[context.epoch].largest_acked_packet > max(self._packet_number - 1, 0):
+            raise _never_sent(frame_type)
 
     def _received_short(self, data: bytes, addr: Any, now: float) -> bool:
         """Whether this was an ordinary packet, and is done with."""
@@ -79,7 +119,7 @@ class Receiving(StreamKeeper):
         if opened is None:
             return False
         first, number, plain = opened
-        if number in space.received_packets:
+        if number <= space.largest_received_packet and number in space.received_packets:
             return True
         if number > space.expected_packet_number:
             space.expected_packet_number = number + 1
@@ -104,10 +144,15 @@ class Receiving(StreamKeeper):
         if number > space.largest_received_packet:
             space.largest_received_packet = number
             space.largest_received_time = now
-        space.ack_queue.add(number)
         space.received_packets.add(number)
-        if len(space.ack_queue) > MAX_ACK_RANGES:
-            space.ack_queue.shift()
+        queue = space.ack_queue
+        ranges: list[range] = queue._RangeSet__ranges  # type: ignore[attr-defined]
+        if ranges and ranges[-1].stop == number:
+            ranges[-1] = range(ranges[-1].start, number + 1)
+        else:
+            queue.add(number)
+            if len(ranges) > MAX_ACK_RANGES:
+                queue.shift()
         if eliciting and space.ack_at is None:
             space.ack_at = now + self._ack_delay
 
@@ -142,6 +187,7 @@ class Receiving(StreamKeeper):
     def _take_rest(self, plain: bytes, now: float) -> bool:
         """The frames that aioquic has to judge, to the end of the packet."""
         self._look = True
+        self._join_pieces()
         context = QuicReceiveContext(
             epoch=Epoch.ONE_RTT,
             host_cid=self.host_cid,
@@ -180,8 +226,25 @@ class Receiving(StreamKeeper):
         self._limits_moved = True
         if fin:
             self._received_all(stream, stop)
-        self._events.append(StreamDataReceived(data=plain[begin:end], end_stream=fin, stream_id=stream_id))
+        event = self._newest.get(stream_id)
+        if event is None:
+            self._newest[stream_id] = event = StreamDataReceived(plain[begin:end], fin, stream_id)
+            self._events.append(event)
+        else:
+            event.end_stream = fin
+            pieces = self._pieces.get(stream_id)
+            if pieces is None:
+                self._pieces[stream_id] = [event.data, plain[begin:end]]
+            else:
+                pieces.append(plain[begin:end])
         return end
+
+    def _join_pieces(self) -> None:
+        """Before anybody takes an event, and before aioquic's own code adds one that comes after these."""
+        for stream_id, pieces in self._pieces.items():
+            self._newest[stream_id].data = b"".join(pieces)
+        self._pieces.clear()
+        self._newest.clear()
 
     def _received_all(self, stream: QuicStream, size: int) -> None:
         stream.receiver._final_size = size
@@ -194,6 +257,8 @@ class Receiving(StreamKeeper):
         if ack is None or self._short_space is None:
             return 0
         ranges, delay, end = ack
+        if ranges[-1][1] > self._packet_number:
+            raise _never_sent(frames.ACK)
         self._recovery.acknowledge(
             ranges, (delay << self._remote_ack_delay_exponent) / 1_000_000, now, self._short_space
         )
@@ -215,3 +280,12 @@ class Receiving(StreamKeeper):
             return 0
         self._events.append(DatagramFrameReceived(data=plain[begin:end]))
         return end
+
+
+def _never_sent(frame_type: int) -> QuicConnectionError:
+    """Whoever guesses numbers to be sent more, or sooner (RFC 9000 sections 13.1 and 21.4)."""
+    return QuicConnectionError(
+        error_code=QuicErrorCode.PROTOCOL_VIOLATION,
+        frame_type=frame_type,
+        reason_phrase="a packet was acknowledged that was not sent",
+    )

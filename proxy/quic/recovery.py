@@ -11,6 +11,7 @@ it had less room than its shortest interval of 1 us.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,24 +20,31 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacketSpace
 from aioquic.tls import Epoch
 
-__all__ = ["Pacer", "Recovery", "ShortPacket"]
+__all__ = ["MOST_UNHEARD", "Pacer", "Recovery", "ShortPacket"]
 
 BURST = 16
 """Packets at once, at most a quarter of the window: aioquic's own bounds."""
+TICK_S, MOST_AT_ONCE = 0.001, 64
+"""The shortest timer there is (uvloop's are in whole ms): what the rate gives for it may go at once, or the path never
+gets its rate. Half the window at most, and so many packets, which is what a socket's usual buffer holds."""
+
+MOST_UNHEARD = 256
+"""Packets in memory from which those that elicit no acknowledgement are forgotten once sent. A client that is sent
+nothing else, as one that only sends PINGs, never acknowledges them, and may send PINGs for ever."""
 
 _ACKED = QuicDeliveryState.ACKED
 _LEAST_RTT_S = 0.001  # aioquic's
 
 
 class ShortPacket(QuicSentPacket):
-    """A 1-RTT packet in flight: what all of them share is written once."""
+    """A 1-RTT packet in flight: what all of them share is written once, and none of it by name."""
 
     epoch = Epoch.ONE_RTT
     is_crypto_packet = False
     packet_type = QuicPacketType.ONE_RTT
     quic_logger_frames: list[dict[Any, Any]] = []  # noqa: RUF012  there is no qlog here
 
-    def __init__(self, number: int, *, eliciting: bool, sent_time: float, sent_bytes: int, handlers: list[Any]) -> None:
+    def __init__(self, number: int, eliciting: bool, sent_time: float, sent_bytes: int, handlers: list[Any]) -> None:
         self.packet_number = number
         self.in_flight = self.is_ack_eliciting = eliciting
         self.sent_time = sent_time
@@ -50,8 +58,21 @@ class Pacer(QuicPacketPacer):
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
         super().update_rate(congestion_window, smoothed_rtt)
         assert self.packet_time is not None
-        burst = max(2, min(congestion_window // 4 // self._max_datagram_size, BURST))
+        window = congestion_window // self._max_datagram_size
+        burst = max(2, min(window // 4, BURST), min(window // 2, int(TICK_S / self.packet_time), MOST_AT_ONCE))
         self.bucket_max = max(self.bucket_max, burst * self.packet_time)
+
+    def allowance(self, now: float) -> int | None:
+        """How many packets may go now, as so many calls of next_send_time would say; None: any number."""
+        if self.packet_time is None:
+            return None
+        self.update_bucket(now=now)
+        return max(0, math.ceil(self.bucket_time / self.packet_time))
+
+    def spend(self, count: int) -> None:
+        """So many of them went: as many calls of update_after_send."""
+        if self.packet_time is not None:
+            self.bucket_time = max(0.0, self.bucket_time - count * self.packet_time)
 
 
 class Recovery(QuicPacketRecovery):
@@ -65,9 +86,14 @@ class Recovery(QuicPacketRecovery):
 
     def __init__(self, *, max_datagram_size: int, **rest: Any) -> None:
         super().__init__(max_datagram_size=max_datagram_size, **rest)
-        self._pacer = Pacer(max_datagram_size=max_datagram_size)
+        self._pacer = self.pacer = Pacer(max_datagram_size=max_datagram_size)
         self.probe_s = self.get_probe_timeout()
         """get_probe_timeout() of now: it changes with a sample only, and is asked for with every packet."""
+
+    def on_packet_sent(self, *, packet: QuicSentPacket, space: QuicPacketSpace) -> None:
+        """aioquic's, which remembers every packet until it is acknowledged or lost."""
+        if packet.is_ack_eliciting or packet.in_flight or len(space.sent_packets) < MOST_UNHEARD:
+            super().on_packet_sent(packet=packet, space=space)
 
     def on_ack_received(self, *, ack_rangeset: Any, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
         """aioquic's, for what does not come the short way."""

@@ -16,20 +16,21 @@ from aioquic.quic.stream import QuicStream
 
 from proxy.quic.configuration import QuicConfiguration
 from proxy.quic.frames import STREAM, STREAM_FIN, STREAM_LENGTH, STREAM_OFFSET, ack_frame, varint
+from proxy.quic.full_packets import FIRST_BYTE, FullPackets
 from proxy.quic.protection import PACKET_OVERHEAD, seal_packet
-from proxy.quic.receiving import Receiving
-from proxy.quic.recovery import ShortPacket
+from proxy.quic.recovery import MOST_UNHEARD, ShortPacket
 
-__all__ = ["ACK_DELAY_S", "Packet", "Sending"]
+__all__ = ["ACK_DELAY_S", "PACKETS_OF_A_KEY", "Packet", "Sending"]
 
 ACK_DELAY_S = 0.005
 """Longest wait of an acknowledgement for a reply to ride on; we advertise 25 ms (RFC 9000 section 18.2)."""
 PACKETS_BEFORE_ACK = 2
 """A request is one packet, often with the acknowledgement of the last reply before it. More is an upload, which slows
 down without acknowledgements (RFC 9000 section 13.2.2)."""
+PACKETS_OF_A_KEY = 1 << 22
+"""From which both sides go on to the next: AES-GCM protects 2^23 packets (RFC 9001 section 6.6), a quarter of an hour
+of one busy connection, and aioquic does not count."""
 _CONNECTED = QuicConnectionState.CONNECTED
-_FIXED_BIT = 0x40
-_TWO_BYTE_NUMBER = 0x01
 _PING = b"\x01"
 _LEAST_PAYLOAD = 2  # header protection samples from 4 bytes behind the start of a number of 2
 
@@ -56,7 +57,7 @@ class Packet:
         return True
 
 
-class Sending(Receiving):
+class Sending(FullPackets):
     """A connection that writes ordinary packets itself."""
 
     def __init__(self, *, configuration: QuicConfiguration, original_destination_connection_id: bytes) -> None:
@@ -65,6 +66,7 @@ class Sending(Receiving):
         )
         self._ack_delay = ACK_DELAY_S
         self._largest_acknowledged = 0
+        self._renew_keys_at = PACKETS_OF_A_KEY
 
     def quiet(self, now: float) -> bool:
         """Whether sending now would send nothing; a cheap look that saves building packets to find out.
@@ -140,7 +142,7 @@ class Sending(Receiving):
 
     def _short_packets(self, space: QuicPacketSpace, now: float) -> list[tuple[bytes, Any]]:
         recovery, address = self._recovery, self._network_paths[0].addr
-        pacer, control = recovery._pacer, recovery._cc
+        pacer, control = recovery.pacer, recovery._cc
         overhead = PACKET_OVERHEAD + len(self._peer_cid.cid)
         sent: list[tuple[bytes, Any]] = []
         stalled: list[QuicStream] = []
@@ -157,13 +159,19 @@ class Sending(Receiving):
                 break
             ack = b"" if space.ack_at is None else self._ack(space, now)
             most = min(self._max_datagram_size, control.congestion_window - control.bytes_in_flight)
-            packet = Packet(most - overhead - len(ack) if paced_until is None else 0)
+            room = most - overhead if paced_until is None else 0
+            packet = Packet(room - len(ack))
             self._fill(packet, stalled)
+            if not packet.frames and ack and not must:
+                ack, packet = b"", Packet(room)  # a datagram of the longest kind fits in alone
+                self._fill(packet, stalled)
             if not packet.frames and not must:
                 recovery.held_back = bool(self._due)  # what waits for the client's windows is in `stalled`
                 break
             sent.append((self._seal(packet, space, ack, now), address))
             pacer.update_after_send(now=now)
+            if self._due and space.ack_at is None and not self._datagrams_pending:
+                self._write_full_packets(sent, space, now)
         for stream in stalled:
             self._due[stream] = None
         return sent
@@ -283,11 +291,14 @@ class Sending(Receiving):
         plain = b"".join(packet.frames)
         if len(plain) < _LEAST_PAYLOAD:
             plain += bytes(_LEAST_PAYLOAD - len(plain))
-        first = _FIXED_BIT | self._spin_bit << 5 | keys.recv.key_phase << 2 | _TWO_BYTE_NUMBER
+        first = FIRST_BYTE | self._spin_bit << 5 | keys.recv.key_phase << 2
         datagram = seal_packet(keys.send, first, self._peer_cid.cid, number, plain)
         self._packet_number = number + 1
+        if number >= self._renew_keys_at:
+            self._renew_keys_at = number + PACKETS_OF_A_KEY
+            self.request_key_update()
         self._register(
-            ShortPacket(number, eliciting=eliciting, sent_time=now, sent_bytes=len(datagram), handlers=packet.handlers),
+            ShortPacket(number, eliciting, now, len(datagram), packet.handlers),
             space,
             now,
         )
@@ -295,12 +306,10 @@ class Sending(Receiving):
         return datagram
 
     def _register(self, packet: ShortPacket, space: QuicPacketSpace, now: float) -> None:
-        space.sent_packets[packet.packet_number] = packet
         if not packet.is_ack_eliciting:
+            if len(space.sent_packets) < MOST_UNHEARD:
+                space.sent_packets[packet.packet_number] = packet
             return
-        space.ack_eliciting_in_flight += 1
-        self._recovery._time_of_last_sent_ack_eliciting_packet = now
+        space.sent_packets[packet.packet_number] = packet
         self._recovery._cc.on_packet_sent(packet=packet)
-        if not self._ack_eliciting_sent_since_receipt:
-            self._close_at = now + max(self._agreed_idle_s, 3 * self._recovery.probe_s)
-            self._ack_eliciting_sent_since_receipt = True
+        self._sent_eliciting(space, 1, now)

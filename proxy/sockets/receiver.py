@@ -22,6 +22,7 @@ BURST = 64
 """Datagrams read per wake-up, so that timers and replies get their turn (measured best of 16, 64, 256)."""
 _MAX_MESSAGE = 65535  # of a whole train too: less would cut its end off
 _WARN_EVERY_S = 60.0
+_TRUNCATED = int(socket.MSG_TRUNC)  # an enum's & is a call
 _log = structlog.get_logger("inferlane.sockets")
 
 
@@ -60,7 +61,7 @@ class Receiver:
                 continue  # a queued ICMP error, reported once
             self.messages += 1
             self.received += 1
-            if flags & socket.MSG_TRUNC:
+            if flags & _TRUNCATED:
                 self.truncated += 1
                 continue
             told = read(parts)

@@ -8,17 +8,17 @@ on at once, how much may wait for a side that does not read. The end of the stre
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from itertools import count
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-__all__ = ["LONGEST", "Channel", "ChannelClosed", "ChannelError", "Handler", "Told", "channel_pair"]
+__all__ = ["LONGEST", "Channel", "ChannelClosed", "ChannelError", "HandedChannel", "Handler", "Told", "channel_pair"]
 
 LONGEST = 16 << 20
 """Bytes of one message: the metrics of a worker with a thousand pools have a tenth of it."""
@@ -69,6 +69,16 @@ def channel_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
+class HandedChannel(msgspec.Struct, frozen=True, kw_only=True):
+    """What another program in this process needs to go on with this end."""
+
+    fd: int
+    next_number: int
+    """Of a question: an answer to one that this program has asked must not pass for another's."""
+    held: bytes
+    """The beginning of a message that has not come whole."""
+
+
 class Channel:
     """One end. handlers: what the other side may ask, by kind; told: what it may say, by kind. Both ends may do both.
 
@@ -81,10 +91,11 @@ class Channel:
         self._sock = sock
         self.handlers: dict[str, Handler] = dict(handlers)
         self.told: dict[str, Told] = dict(told)
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._over = asyncio.Event()
+        self._held = bytearray()
         self._working: set[asyncio.Task[None]] = set()
-        self._numbers = count()
+        self._number = 0
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._closed = asyncio.Event()
         self.why = ""
@@ -106,13 +117,30 @@ class Channel:
     async def start(self) -> None:
         """Listen, on the running loop."""
         self._sock.setblocking(False)
-        # The limit is of readuntil() only; it also is where reading from the kernel pauses, so it is kept small.
-        reader, self._writer = await asyncio.open_unix_connection(sock=self._sock)
-        self._reading = asyncio.create_task(self._read(reader))
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_unix_connection(lambda: _End(self), sock=self._sock)
+        self.fed(b"")
+
+    @classmethod
+    def adopt(cls, handed: HandedChannel) -> Channel:
+        """Go on with what another program handed over."""
+        os.set_inheritable(handed.fd, False)
+        channel = cls(socket.socket(fileno=handed.fd))
+        channel._number = handed.next_number
+        channel._held += handed.held
+        return channel
+
+    def handed(self) -> HandedChannel:
+        """For another program in this process, which must start before anything here runs again. Raises ChannelError:
+        not now, for something is still to be written."""
+        if self._transport is None or self.closed or self._transport.get_write_buffer_size():
+            raise ChannelError(self.why or "the other side does not read")
+        os.set_inheritable(self._sock.fileno(), True)
+        return HandedChannel(fd=self._sock.fileno(), next_number=self._number, held=bytes(self._held))
 
     async def ask(self, kind: str, payload: object = None, *, timeout_s: float) -> Any:
         """The answer. Raises ChannelError (the other side's complaint, or nobody there) or TimeoutError."""
-        number = next(self._numbers)
+        number, self._number = self._number, self._number + 1
         answer = asyncio.get_running_loop().create_future()
         self._asked[number] = answer
         try:
@@ -135,43 +163,53 @@ class Channel:
 
     async def close(self) -> None:
         """Hang up, and let go of the socket."""
-        tasks = [each for each in (self._reading, *self._working) if each is not None]
+        self.end("this side hung up")
+        tasks = list(self._working)
         for each in tasks:
             each.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._end("this side hung up")
-        if self._writer is None:
+        if self._transport is None:
             self._sock.close()
             return
         try:
             async with asyncio.timeout(_GOODBYE_S):
-                await self._writer.wait_closed()  # until what was said is in the kernel
-        except (OSError, TimeoutError):
-            self._writer.transport.abort()
+                await self._over.wait()  # until what was said is in the kernel
+        except TimeoutError:
+            self._transport.abort()
+
+    def fed(self, data: bytes) -> None:
+        """Bytes have come."""
+        held = self._held
+        held += data
+        try:
+            while not self.closed and len(held) >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(held)
+                if length > LONGEST:
+                    raise ValueError(f"a message of {length} bytes")
+                end = _LENGTH.size + length
+                if len(held) < end:
+                    return
+                message = bytes(held[_LENGTH.size : end])
+                del held[:end]
+                self._hear(_DECODER.decode(message))
+        except (ValueError, msgspec.MsgspecError) as error:
+            self.end(f"the other side cannot be understood: {error}")
+
+    def over(self) -> None:
+        """The socket is closed."""
+        self.end("the other side is gone")
+        self._over.set()
 
     def _send(self, message: _Ask | _Answer | _Tell) -> None:
-        if self._writer is None or self.closed:
+        if self._transport is None or self.closed:
             raise ChannelClosed(self.why or "the channel is not open")
         encoded = _ENCODER.encode(message)
         if len(encoded) > LONGEST:
             raise ChannelError(f"a message of {len(encoded)} bytes is longer than {LONGEST}")
-        if self._writer.transport.get_write_buffer_size() > LONGEST:
-            self._end(f"the other side has not read {LONGEST} bytes")
+        if self._transport.get_write_buffer_size() > LONGEST:
+            self.end(f"the other side has not read {LONGEST} bytes")
             raise ChannelClosed(self.why)
-        self._writer.write(_LENGTH.pack(len(encoded)) + encoded)
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while True:
-                (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-                if length > LONGEST:
-                    raise ValueError(f"a message of {length} bytes")
-                self._hear(_DECODER.decode(await reader.readexactly(length)))
-        except (asyncio.IncompleteReadError, OSError):
-            why = "the other side is gone"
-        except (ValueError, msgspec.MsgspecError) as error:
-            why = f"the other side cannot be understood: {error}"
-        self._end(why)
+        self._transport.write(_LENGTH.pack(len(encoded)) + encoded)
 
     def _hear(self, message: _Ask | _Answer | _Tell) -> None:
         match message:
@@ -210,13 +248,30 @@ class Channel:
                     raise
                 self._send(_Answer(answer.number, None, str(raised)))
 
-    def _end(self, why: str) -> None:
+    def end(self, why: str) -> None:
+        """Hang up, without waiting for anything; the first reason stays."""
         if self.closed:
             return
         self.why = why
         self._closed.set()
-        if self._writer is not None:
-            self._writer.close()
+        if self._transport is not None:
+            self._transport.close()
         for each in self._asked.values():
             if not each.done():
                 each.set_exception(ChannelClosed(why))
+
+
+class _End(asyncio.Protocol):
+    """What the loop tells of the socket."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def data_received(self, data: bytes) -> None:
+        self._channel.fed(data)
+
+    def eof_received(self) -> None:
+        self._channel.end("the other side is gone")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._channel.over()

@@ -8,20 +8,25 @@ import signal
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
+import msgspec
 import structlog
 
 from proxy.supervise.start import Start
-from proxy.supervise.worker_process import WorkerFailedError, WorkerProcess, said
+from proxy.supervise.worker_process import HandedWorker, WorkerFailedError, WorkerProcess, said
 
-__all__ = ["Generation", "pause_before"]
+__all__ = ["Generation", "HandedGeneration", "pause_before", "watch"]
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 LIVED_S = 60.0
 """Whoever lived for so long did not die of its start."""
 DRAIN_ANSWER_S = 5.0
 WATCH_S, HUNG_S = 5.0, 30.0
+STARTS_HUNG_S = 120.0
+"""The same for one that reads its program from a slow disk, and hears nothing meanwhile."""
 KILL_S = 40.0
 """A worker drains for 30 s at most; one that is still there after that does not hear."""
+RETIRED_S = 600.0 + KILL_S
+"""One that was replaced ends with the last stream or upload, or after so long (proxy/server.py)."""
 _log = structlog.get_logger("inferlane.supervisor")
 
 
@@ -30,6 +35,18 @@ def pause_before(last_s: float, lived_s: float) -> float:
     if lived_s >= LIVED_S or last_s == 0.0:
         return FIRST_PAUSE_S
     return min(2 * last_s, LONGEST_PAUSE_S)
+
+
+class HandedGeneration(msgspec.Struct, frozen=True, kw_only=True):
+    """What another program in this process needs to go on with one."""
+
+    number: int
+    first: int
+    """Of its places."""
+    restarts: list[int]
+    """By place, in their order."""
+    retiring: bool
+    workers: list[HandedWorker]
 
 
 class Generation:
@@ -57,7 +74,10 @@ class Generation:
         self._left = left
         self._workers: dict[int, WorkerProcess] = {}
         self._keepers: list[asyncio.Task[None]] = []
-        self._draining = False
+        self.retiring = False
+        """Whether others have its place, and it ends when everybody has left."""
+        self.current = False
+        """Whether new connections go to it."""
 
     def __repr__(self) -> str:
         return f"<Generation {self.number} at {self.places}: {self.workers!r}>"
@@ -82,44 +102,110 @@ class Generation:
 
     async def drain(self) -> int:
         """Have all of them finish what they have and end; `drained` waits. How many requests are in flight."""
-        self._draining = True
-        for each in self._keepers:
-            each.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        return sum(await asyncio.gather(*map(self._drain, self.workers)))
+        await self._keep_no_more()
+        return sum(await asyncio.gather(*(self._tell(each, "drain") for each in self.workers)))
 
-    async def drained(self) -> int:
+    async def retire(self) -> int:
+        """Others have what is new: have all serve those who are here until they leave; `retired` waits. How many
+        requests are in flight."""
+        self.retiring = True
+        self.lead(current=False)
+        await self._keep_no_more()
+        return sum(await asyncio.gather(*(self._tell(each, "retire") for each in self.workers)))
+
+    async def retired(self) -> int:
+        """Until all have ended. How many requests they left unfinished, as far as is known."""
+        return await self.drained(within_s=RETIRED_S)
+
+    def lead(self, *, current: bool) -> None:
+        """From now on new connections go to it, or to others."""
+        self.current = current
+        for each in self.workers:
+            each.current = current
+            if current:
+                each.tell("accept")
+
+    @property
+    def whole(self) -> bool:
+        """Whether somebody serves at every place."""
+        return len(self.workers) == len(self.places) and all(
+            each.state == "ready" and not each.lost for each in self.workers
+        )
+
+    @property
+    def empty(self) -> list[int]:
+        """Places where somebody shall serve and nobody is, not even one that starts."""
+        return [place for place in self.places if place not in self._workers] if self._keepers else []
+
+    def handed(self) -> HandedGeneration:
+        """For another program in this process. Raises ChannelError: not now."""
+        workers = [each for each in self.workers if not each.gone]
+        missing = {*self.places} - {each.place for each in workers}
+        return HandedGeneration(
+            number=self.number,
+            first=self.places.start,
+            # One that is missing will be started again there, under another name.
+            restarts=[self.restarts[place] + (place in missing) for place in self.places],
+            retiring=self.retiring,
+            workers=[each.handed() for each in workers],
+        )
+
+    async def adopt(self, handed: HandedGeneration) -> None:
+        """Instead of `start`: go on with what another program has started."""
+        self.restarts = dict(zip(self.places, handed.restarts, strict=True))
+        self.retiring = handed.retiring
+        for each in handed.workers:
+            self._workers[each.place] = await WorkerProcess.adopt(each, generation=self.number)
+        if not self.retiring:
+            self._keepers = [asyncio.create_task(self._keep(place)) for place in self.places]
+
+    async def drained(self, *, within_s: float = KILL_S) -> int:
         """Until all have ended. How many requests they left unfinished, as far as is known."""
         workers = self.workers
-        await asyncio.gather(*(self._end(each, within_s=KILL_S) for each in workers))
+        watching = [asyncio.create_task(watch(each)) for each in workers]
+        try:
+            await asyncio.gather(*(self._end(each, within_s=within_s) for each in workers))
+        finally:
+            for each in watching:
+                each.cancel()
         return sum(each.unfinished or 0 for each in workers)
 
     async def end(self) -> None:
         """At once, whatever they do."""
-        self._draining = True
-        for each in self._keepers:
-            each.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await self._keep_no_more()
         await asyncio.gather(*(self._end(each, within_s=0.0) for each in self.workers))
+
+    async def _keep_no_more(self) -> None:
+        keepers, self._keepers = self._keepers, []
+        for each in keepers:
+            each.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
 
     async def _spawn(self, place: int) -> WorkerProcess:
         again = self.restarts[place]
         name = f"worker {self.number}.{place}.{again}" if again else f"worker {self.number}.{place}"
-        worker = await WorkerProcess.spawn(name, self._document(place))
+        worker = await WorkerProcess.spawn(name, lambda: self._named(name, place))
+        worker.current = self.current
+        if self.current:  # they may have taken over since it was told what to be
+            worker.tell("accept")
         self._workers[place] = worker
         return worker
+
+    def _named(self, name: str, place: int) -> Start:
+        document = self._document(place)
+        return msgspec.structs.replace(document, name=name) if len(self.places) > 1 else document
 
     async def _ready(self, worker: WorkerProcess) -> None:
         await worker.ready()
         await self._greet(worker)
 
-    async def _drain(self, worker: WorkerProcess) -> int:
+    async def _tell(self, worker: WorkerProcess, what: str) -> int:
         if worker.state == "starting":
             await self._end(worker, within_s=0.0)  # it has nothing yet
             return 0
         worker.state = "draining"
         try:
-            return int(await worker.ask("drain", timeout_s=DRAIN_ANSWER_S))
+            return int(await worker.ask(what, timeout_s=DRAIN_ANSWER_S))
         except OSError as error:
             if not worker.lost:
                 _log.warning("worker_does_not_drain", worker=worker.name, pid=worker.pid, detail=str(error))
@@ -132,12 +218,13 @@ class Generation:
 
     async def _keep(self, place: int) -> None:
         """Somebody is at this place, or will soon be."""
-        pause_s, detail = 0.0, None
+        pause_s = 0.0
         while True:
-            worker = self._workers[place]
-            watching = asyncio.create_task(_watch(worker))
+            worker = self._workers.get(place) or await self._again(place)
+            watching = asyncio.create_task(watch(worker))
             try:
-                code = await worker.exit_code()
+                detail = await self._serves(worker)
+                code = await (worker.exit_code() if detail is None else worker.end(within_s=KILL_S))
             finally:
                 watching.cancel()
             del self._workers[place]
@@ -148,13 +235,17 @@ class Generation:
             )
             await asyncio.sleep(pause_s)
             self.restarts[place] += 1
-            worker = await self._again(place)
-            detail = None
-            try:
-                await self._ready(worker)
-                _log.info("worker_replaced", worker=worker.name, pid=worker.pid)
-            except WorkerFailedError as error:
-                detail = str(error)
+
+    async def _serves(self, worker: WorkerProcess) -> str | None:
+        """Until it does; or why it never will."""
+        if worker.state == "ready":
+            return None
+        try:
+            await self._ready(worker)
+        except WorkerFailedError as error:
+            return str(error)
+        _log.info("worker_replaced", worker=worker.name, pid=worker.pid)
+        return None
 
     async def _again(self, place: int) -> WorkerProcess:
         pause_s = 0.0
@@ -167,16 +258,16 @@ class Generation:
                 await asyncio.sleep(pause_s)
 
 
-async def _watch(worker: WorkerProcess) -> None:
+async def watch(worker: WorkerProcess) -> None:
     """One that answers nothing for so long never will, and may hold what the others wait for."""
     while True:
         await asyncio.sleep(WATCH_S)
+        patience_s = STARTS_HUNG_S if worker.state == "starting" else HUNG_S
         try:
-            await worker.ask("status", timeout_s=HUNG_S)
+            await worker.ask("status", timeout_s=patience_s)
         except TimeoutError:
-            if worker.state == "ready":
-                _log.error("worker_hung", worker=worker.name, pid=worker.pid, detail=f"no answer for {HUNG_S:g} s")
-                worker.signal(signal.SIGKILL)
+            _log.error("worker_hung", worker=worker.name, pid=worker.pid, detail=f"no answer for {patience_s:g} s")
+            worker.signal(signal.SIGKILL)
         except OSError:  # it hung up, and ends; or it does not know how it is yet
             continue
 

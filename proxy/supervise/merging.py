@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import msgspec
+
 from proxy.telemetry.families import Exported
 
-__all__ = ["MOST_SERIES", "Totals"]
+__all__ = ["MOST_SERIES", "HandedTotals", "Totals"]
 
 MOST_SERIES = 16_384
 """Of workers that are gone, more are kept only where a living one has the same."""
@@ -20,6 +22,14 @@ _Labels = tuple[str, ...]
 _Values = tuple[float, ...]
 _Series = tuple[str, _Labels]
 _Shape = tuple[str, _Labels, _Values]
+
+
+class HandedTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """What another program needs to go on counting."""
+
+    last: dict[str, list[tuple[str, tuple[str, ...], tuple[float, ...]]]]
+    gone: list[tuple[str, tuple[str, ...], tuple[float, ...]]]
+    shapes: list[Exported]
 
 
 class Totals:
@@ -35,6 +45,20 @@ class Totals:
 
     def __repr__(self) -> str:
         return f"<Totals of {len(self._last)} sources, {len(self._gone)} series of those that are gone>"
+
+    def handed(self) -> HandedTotals:
+        """For another program."""
+        return HandedTotals(
+            last={source: _listed(series) for source, series in self._last.items()},
+            gone=_listed(self._gone),
+            shapes=list(self._shapes.values()),
+        )
+
+    def adopt(self, handed: HandedTotals) -> None:
+        """What another program has counted up to now."""
+        self._last = {source: _mapped(series) for source, series in handed.last.items()}
+        self._gone = _mapped(handed.gone)
+        self._shapes = {each.name: each for each in handed.shapes}
 
     def page(self, told: Mapping[str, Sequence[Exported]], present: Collection[str] | None = None) -> list[Exported]:
         """Everything as one, in the order in which it is first told.
@@ -102,6 +126,14 @@ class Totals:
                 samples = [(labels, _sum(values)) for labels, values in counted.get(name, {}).items()]
             made.append(_with(shape, samples))
         return made
+
+
+def _listed(series: Mapping[_Series, _Values]) -> list[tuple[str, _Labels, _Values]]:
+    return [(name, labels, values) for (name, labels), values in series.items()]
+
+
+def _mapped(series: Iterable[tuple[str, _Labels, _Values]]) -> dict[_Series, _Values]:
+    return {(name, labels): values for name, labels, values in series}
 
 
 def _shapes(told: Iterable[Sequence[Exported]]) -> dict[str, Exported]:

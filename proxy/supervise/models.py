@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,9 +27,10 @@ import structlog
 import qos
 from backends.errors import BackendError
 from backends.pool_settings import PoolSettings
-from proxy.supervise.channel import Channel, channel_pair
+from proxy.supervise.channel import channel_pair
+from proxy.supervise.generation import watch
 from proxy.supervise.models_start import Model, ModelsStart, classes_of, local_models, models_of
-from proxy.supervise.worker_process import WorkerFailedError, WorkerProcess
+from proxy.supervise.worker_process import HandedWorker, WorkerFailedError, WorkerProcess
 from qos.settings import ClassSettings
 
 __all__ = ["Handed", "Models", "pause_s"]
@@ -48,8 +48,7 @@ _log = structlog.get_logger("inferlane.models")
 class Handed(msgspec.Struct, frozen=True, kw_only=True):
     """What another program needs to go on with a process that this one has started."""
 
-    pid: int
-    fd: int
+    child: HandedWorker
     folder: str
     restarts: int
 
@@ -69,7 +68,7 @@ class Models:
         *,
         state_dir: Path,
         max_body: int,
-        log_format: Literal["json", "console"] = "json",
+        log_format: Literal["json", "console"],
         generation: int = 0,
     ) -> None:
         self._pools = pools
@@ -81,7 +80,6 @@ class Models:
         self._folder: Path | None = None
         self._models: list[Model] = []
         self._child: WorkerProcess | None = None
-        self._sock: socket.socket | None = None
         self._watching: asyncio.Task[None] | None = None
         self.restarts = 0
 
@@ -144,43 +142,38 @@ class Models:
         if self._child is not None:
             self._child.tell("classes", [msgspec.to_builtins(each) for each in self._classes])
 
+    def use_log_format(self, log_format: Literal["json", "console"]) -> None:
+        """It has changed."""
+        self._log_format = log_format
+        if self._child is not None:
+            self._child.tell("log_format", log_format)
+
     def handed(self) -> Handed | None:
         """For another program in this process, whose child it stays. None: there is nothing to go on with."""
-        if self._child is None or self._child.gone or self._sock is None:
+        if self._child is None or self._child.gone or self._child.state != "ready":
             return None
-        os.set_inheritable(self._sock.fileno(), True)
-        return Handed(pid=self._child.pid, fd=self._sock.fileno(), folder=str(self._folder), restarts=self.restarts)
+        return Handed(child=self._child.handed(), folder=str(self._folder), restarts=self.restarts)
 
     async def adopt(self, handed: Handed) -> None:
         """Instead of `start`: go on with what another program has started."""
         self._folder = Path(handed.folder)
         self._models = models_of(self._pools, self._folder)
         self.restarts = handed.restarts
-        os.set_inheritable(handed.fd, False)
-        self._child = await self._follow(handed.pid, socket.socket(fileno=handed.fd))
-        self._child.state = "ready"
+        self._child = await WorkerProcess.adopt(handed.child, generation=self._generation)
         self._watching = asyncio.create_task(self._watch())
 
     async def _spawn(self) -> None:
-        ours, its = channel_pair()
         try:
-            process = subprocess.Popen(  # noqa: ASYNC220  it returns when the program is there, and nobody waits for it
-                # -P: never import from the directory that somebody happened to start us in.
-                [sys.executable, "-P", "-m", "proxy.supervise.models_child", "--fd", str(its.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[its.fileno()],
-                env={**os.environ, "PYTHONPATH": str(Path(qos.__path__[0]).parent)},
-                process_group=0,  # what the terminal sends to all is for the supervisor alone
-            )
+            self._child = child = self._started()
         except OSError as error:
-            ours.close()
             raise BackendError(f"the models' process cannot be started: {error.strerror or error}") from None
-        finally:
-            its.close()
-        process.returncode = 0  # it is waited for by WorkerProcess
-        self._child = child = await self._follow(process.pid, ours)
+        await child.open()
         start = ModelsStart(
-            models=self._models, classes=self._classes, max_body=self._max_body, log_format=self._log_format
+            models=self._models,
+            classes=self._classes,
+            max_body=self._max_body,
+            log_format=self._log_format,
+            name=child.name,
         )
         child.tell("start", msgspec.to_builtins(start))
         try:
@@ -188,13 +181,24 @@ class Models:
         except WorkerFailedError as error:
             raise BackendError(str(error)) from None
 
-    async def _follow(self, pid: int, sock: socket.socket) -> WorkerProcess:
-        self._sock = sock
-        channel = Channel(sock)
+    def _started(self) -> WorkerProcess:
+        ours, its = channel_pair()
+        try:
+            process = subprocess.Popen(
+                # -P: never import from the directory that somebody happened to start us in.
+                [sys.executable, "-P", "-m", "proxy.supervise.models_child", "--fd", str(its.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[its.fileno()],
+                env={**os.environ, "PYTHONPATH": str(Path(qos.__path__[0]).parent)},
+                process_group=0,  # what the terminal sends to all is for the supervisor alone
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            its.close()
         name = f"models {self._generation}.{self.restarts}"
-        child = WorkerProcess(pid, channel, name=name, place=-1, generation=self._generation)
-        await channel.start()
-        return child
+        return WorkerProcess.of(process, ours, name=name, place=-1, generation=self._generation)
 
     async def _watch(self) -> None:
         rng = random.Random()
@@ -202,7 +206,11 @@ class Models:
         while True:
             assert self._child is not None
             since = monotonic()
-            code = await self._child.exit_code()
+            watching = asyncio.create_task(watch(self._child))
+            try:
+                code = await self._child.exit_code()
+            finally:
+                watching.cancel()
             failures = 0 if monotonic() - since > WELL_S else failures
             while True:
                 pause = pause_s(failures, rng)

@@ -14,8 +14,9 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import uvloop
@@ -46,7 +47,10 @@ class Child:
         self._channel = channel
         self._begin: asyncio.Future[ModelsStart] = asyncio.get_running_loop().create_future()
         self._servers: list[ModelServer] = []
-        channel.told |= {"start": self._started, "classes": self._use_classes}
+        self._classes: list[Class] = []
+        """As they were told last, which may be before there is a server."""
+        self._log_format: Literal["json", "console"] | None = None
+        channel.told |= {"start": self._started, "classes": self._use_classes, "log_format": self._use_log_format}
         channel.handlers |= {"metrics": _metrics}
 
     def __repr__(self) -> str:
@@ -58,6 +62,7 @@ class Child:
         loading = asyncio.create_task(self._load())
         await asyncio.wait([alone, loading], return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
+            self._clear()
             os._exit(_FAILED)  # nobody waits for the models, and the threads that load them cannot be interrupted
         stop = asyncio.Event()
         alone.add_done_callback(lambda _: stop.set())
@@ -71,6 +76,8 @@ class Child:
             await stop.wait()
             await asyncio.gather(*(each.drain() for each in self._servers))
         await asyncio.gather(*(each.close() for each in self._servers))
+        if alone.done():
+            self._clear()
         await self._channel.close()
         await alone
         return _ENDED if failed is None else _FAILED
@@ -78,9 +85,9 @@ class Child:
     async def _load(self) -> str | None:
         """Why it cannot be; None: all models answer."""
         start = await self._begin
-        logs.configure(start.log_format, "warning")  # of each request the worker writes a line
+        self._log(start)
         more_descriptors()
-        classes = _classes(start.classes)
+        classes = _classes(self._classes or start.classes)
         self._servers = [_server(each, start.max_body, classes) for each in start.models]
         ends = await asyncio.gather(*(each.start() for each in self._servers), return_exceptions=True)
         for each in ends:
@@ -90,13 +97,31 @@ class Child:
                 raise each
         return None
 
+    def _use_log_format(self, log_format: Any) -> None:
+        self._log_format = msgspec.convert(log_format, Literal["json", "console"])
+        if self._begin.done():
+            self._log(self._begin.result())
+
+    def _log(self, start: ModelsStart) -> None:
+        # Of each request the worker writes a line.
+        logs.configure(self._log_format or start.log_format, "warning", worker=start.name)
+
+    def _clear(self) -> None:
+        """Whoever made the directory of the sockets is not there any more to remove it."""
+        if self._begin.done():
+            for path in [Path(each.path) for each in self._begin.result().models]:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                    path.parent.rmdir()
+
     def _started(self, document: Any) -> None:
         if not self._begin.done():
             self._begin.set_result(msgspec.convert(document, ModelsStart))
 
     def _use_classes(self, document: Any) -> None:
+        self._classes = msgspec.convert(document, list[Class])
         for each in self._servers:
-            each.use_classes(_classes(msgspec.convert(document, list[Class])))
+            each.use_classes(_classes(self._classes))
 
 
 async def _metrics(_: object) -> list[Exported]:
@@ -142,6 +167,7 @@ def main() -> int:
     fd = parser.parse_args().fd
     for each in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(each, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whatever it was when it was started
     return uvloop.run(_work(fd))
 
 

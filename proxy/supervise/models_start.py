@@ -47,6 +47,8 @@ class ModelsStart(msgspec.Struct, frozen=True, kw_only=True):
     classes: list[Class]
     max_body: int
     log_format: Literal["json", "console"] = "json"
+    name: str = ""
+    """Said in its log lines."""
 
 
 def local_models(pools: Sequence[PoolSettings]) -> Iterator[tuple[str, int, OnnxSettings]]:

@@ -51,8 +51,12 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """By listener, UDP and TCP descriptor of each address."""
     keys: bytes
     ledger: LedgerPlace | None = None
+    name: str = ""
+    """Said in its log lines, where there are several."""
     models: list[tuple[str, int, str]] = []
     """Unix sockets of endpoints that another process runs: pool, number, path."""
+    standby: bool = False
+    """Whether it leaves new TCP connections to others until it is told to accept them."""
 
 
 def config_of(text: ConfigText) -> Config:

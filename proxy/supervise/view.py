@@ -52,19 +52,23 @@ class View:
         self._missing = missing
         self._also = also
         self._pools = pools
-        self._totals = Totals()
+        self.totals = Totals()
         self._links: LinksSeen | None = None
         self.draining = False
         """Whether the whole gateway is on its way out."""
         self.commands = Standing(workers)
 
     def __repr__(self) -> str:
-        return f"<View of {len(self._workers())} workers, {self._totals!r}>"
+        return f"<View of {len(self._workers())} workers, {self.totals!r}>"
 
     @property
     def documents(self) -> Mapping[str, Document]:
         """What /v1/... tells, by path."""
         return {"/v1/pools": self.commands.pools, "/v1/diagnose": self.diagnose, "/v1/workers": self.workers}
+
+    def lack(self, pools: Sequence[str]) -> None:
+        """What a worker lacks from now on that has not begun to say so."""
+        self._pools = pools
 
     def show_links(self, seen: LinksSeen) -> None:
         """What traffic control was when it was last read."""
@@ -78,21 +82,26 @@ class View:
         """One is about to be ended: hear once more what it has counted."""
         for said in await ask_all([worker], "metrics"):
             if not said.error:
-                self._totals.hear(worker.name, msgspec.convert(said.payload, list[Exported]))
+                self.totals.hear(worker.name, msgspec.convert(said.payload, list[Exported]))
 
     def departed(self, worker: WorkerLink) -> None:
         """One is gone, however: what it had counted last stays in the sums."""
-        self._totals.depart(worker.name)
+        self.totals.depart(worker.name)
 
     async def page(self, accept: str = "") -> tuple[bytes, str]:
         """The metrics of all as text, in the format that an Accept field prefers; and its content type."""
         heard = await ask_all([*self._workers(), *self._also()], "metrics")
         # Of two generations the newer one says what a metric is.
         heard.sort(key=lambda each: (-each.worker.generation, each.worker.place))
-        told = {each.worker.name: msgspec.convert(each.payload, list[Exported]) for each in heard if not each.error}
-        told[_ITSELF] = [*exported(self._own(len(silent(heard))), ()), *process()]
         present = {each.name for each in (*self._workers(), *self._also())}
-        return render(self._totals.page(told, present), accept)
+        # Who has gone while others were waited for is in the sums already, by what it had said before.
+        told = {
+            each.worker.name: msgspec.convert(each.payload, list[Exported])
+            for each in heard
+            if not each.error and each.worker.name in present
+        }
+        told[_ITSELF] = [*exported(self._own(len(silent(heard))), ()), *process()]
+        return render(self.totals.page(told, present), accept)
 
     async def not_ready(self) -> list[str]:
         """What keeps the gateway from serving now; nothing: every worker that new connections go to is ready."""

@@ -47,10 +47,12 @@ class Worker:
         self._begin: asyncio.Future[Start] = asyncio.get_running_loop().create_future()
         self._made: asyncio.Future[Gateway] = asyncio.get_running_loop().create_future()
         self._stop = asyncio.Event()
+        self._retiring = asyncio.Event()
+        self._ready = self._accepting = False
         self._start: Start | None = None
         self._prepared: Merged | None = None
-        channel.told |= {"start": self._started, "use": self._use, "siblings": self._siblings}
-        channel.handlers |= {"reload": self._reload, "drain": self._drain}
+        channel.told |= {"start": self._started, "use": self._use, "siblings": self._siblings, "accept": self._accept}
+        channel.handlers |= {"reload": self._reload, "drain": self._drain, "retire": self._retire}
 
     def __repr__(self) -> str:
         return f"<Worker {self._start and self._start.place} {self._channel!r}>"
@@ -71,17 +73,33 @@ class Worker:
         alone.add_done_callback(lambda _: self._stop.set())
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop.set)
         settle()
+        self._ready = True
+        if self._accepting:
+            gateway.accept()
         self._channel.tell("ready")
-        await self._stop.wait()
+        await self._serve(gateway)
         self._channel.tell("drained", await gateway.drain())
         await gateway.close()
         await self._channel.close()
         await alone
         return _DRAINED_EXIT
 
+    async def _serve(self, gateway: Gateway) -> None:
+        """Until it shall end, or others have its place and everybody has left."""
+        stopped = asyncio.create_task(self._stop.wait())
+        retired = asyncio.create_task(self._retired(gateway))
+        await asyncio.wait((stopped, retired), return_when=asyncio.FIRST_COMPLETED)
+        for each in (stopped, retired):
+            each.cancel()
+        await asyncio.gather(stopped, retired, return_exceptions=True)
+
+    async def _retired(self, gateway: Gateway) -> None:
+        await self._retiring.wait()
+        await gateway.retire()
+
     async def _open(self, start: Start) -> Gateway:
         config = config_of(start.config)
-        logs.configure(config.log.format, config.log.level)
+        logs.configure(config.log.format, config.log.level, worker=start.name)
         gateway = Gateway(config, state_dir=Path(start.state_dir), part=_part(start))
         self._channel.handlers |= worker_answers(gateway)
         self._made.set_result(gateway)
@@ -99,7 +117,20 @@ class Worker:
 
     async def _drain(self, _: object) -> int:
         self._stop.set()
+        if not self._made.done():
+            return 0
+        pipeline = self._made.result().pipeline
+        pipeline.draining = True  # before the answer: whoever has it may count on that
+        return pipeline.in_flight
+
+    async def _retire(self, _: object) -> int:
+        self._retiring.set()
         return self._made.result().pipeline.in_flight if self._made.done() else 0
+
+    def _accept(self, _: object) -> None:
+        self._accepting = True
+        if self._ready:
+            self._made.result().accept()
 
     async def _reload(self, text: str) -> None:
         """Prepare another config, until `use`. Raises ConfigError or ValueError: not with what runs here."""
@@ -131,6 +162,8 @@ def _part(start: Start) -> Part:
         siblings=frozenset(start.siblings),
         ledger=None if given is None else Ledger.attach(given.fd, row=given.row, event_fds=given.event_fds),
         models={(pool, number): Path(path) for pool, number, path in start.models},
+        name=start.name,
+        standby=start.standby,
     )
 
 
@@ -165,6 +198,7 @@ def main() -> int:
     fd = parser.parse_args().fd
     for each in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(each, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whatever it was when it was started
     return uvloop.run(_work(fd))
 
 

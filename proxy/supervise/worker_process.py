@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -18,10 +19,10 @@ from typing import Any, Literal
 import msgspec
 
 import qos
-from proxy.supervise.channel import Channel, channel_pair
+from proxy.supervise.channel import Channel, HandedChannel, channel_pair
 from proxy.supervise.start import Start
 
-__all__ = ["WorkerFailedError", "WorkerProcess", "said"]
+__all__ = ["HandedWorker", "WorkerFailedError", "WorkerProcess", "said"]
 
 LAST_WORD_S = 0.5
 """For what a process said before it ended, which is in the kernel by then."""
@@ -30,6 +31,18 @@ State = Literal["starting", "ready", "draining"]
 
 class WorkerFailedError(Exception):
     """It could not start: one line for people."""
+
+
+class HandedWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """What another program in this process needs to go on with a child of it."""
+
+    pid: int
+    channel: HandedChannel
+    name: str
+    place: int
+    state: State
+    since: float
+    unfinished: int | None
 
 
 class WorkerProcess:
@@ -58,8 +71,9 @@ class WorkerProcess:
         return f"<WorkerProcess {self.name}, pid {self.pid}, {self.state}>"
 
     @classmethod
-    async def spawn(cls, name: str, start: Start) -> WorkerProcess:
+    async def spawn(cls, name: str, document: Callable[[], Start]) -> WorkerProcess:
         """Start the process and tell it what to be. Raises OSError: there is none."""
+        start = document()
         ours, its = channel_pair()
         try:
             process = subprocess.Popen(  # noqa: ASYNC220  an exec, and no word is waited for
@@ -75,11 +89,53 @@ class WorkerProcess:
             raise
         finally:
             its.close()
-        process.returncode = 0  # it is waited for by `_ended`, and not by Popen, which an exec would lose
-        worker = cls(process.pid, Channel(ours), name=name, place=start.place, generation=start.generation)
-        await worker._channel.start()
-        worker._channel.tell("start", msgspec.to_builtins(start, builtin_types=(bytes,)))
+        worker = cls.of(process, ours, name=name, place=start.place, generation=start.generation)
+        await worker.open()
+        # As it is now: whoever waits for nothing after this has a worker that misses no change.
+        worker._channel.tell("start", msgspec.to_builtins(document(), builtin_types=(bytes,)))
         return worker
+
+    @classmethod
+    def of(
+        cls, process: subprocess.Popen[bytes], sock: socket.socket, *, name: str, place: int, generation: int
+    ) -> WorkerProcess:
+        """One that was just started, with our end of its channel. Raises OSError: it cannot be watched, and is gone."""
+        try:
+            worker = cls(process.pid, Channel(sock), name=name, place=place, generation=generation)
+        except OSError:
+            sock.close()
+            process.kill()
+            process.wait()
+            raise
+        process.returncode = 0  # it is waited for by `_ended`, and not by Popen, which an exec would lose
+        return worker
+
+    @classmethod
+    async def adopt(cls, handed: HandedWorker, *, generation: int) -> WorkerProcess:
+        """Instead of `spawn`: go on with one that this process has started when it ran another program."""
+        channel = Channel.adopt(handed.channel)
+        worker = cls(handed.pid, channel, name=handed.name, place=handed.place, generation=generation)
+        worker.state, worker.since, worker.unfinished = handed.state, handed.since, handed.unfinished
+        if worker.state != "starting":
+            worker._ready.set_result(None)
+        await channel.start()
+        return worker
+
+    def handed(self) -> HandedWorker:
+        """For another program in this process. Raises ChannelError: not now."""
+        return HandedWorker(
+            pid=self.pid,
+            channel=self._channel.handed(),
+            name=self.name,
+            place=self.place,
+            state=self.state,
+            since=self.since,
+            unfinished=self.unfinished,
+        )
+
+    async def open(self) -> None:
+        """Listen to it."""
+        await self._channel.start()
 
     async def ready(self) -> None:
         """Until it serves, which takes as long as its models. Raises WorkerFailedError: it never will."""
@@ -147,8 +203,11 @@ class WorkerProcess:
     def _ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
-        _, status = os.waitpid(self.pid, 0)
-        self._exit.set_result(os.waitstatus_to_exitcode(status))
+        try:
+            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:  # whoever started us ignores SIGCHLD, and so do we: how it ended is not known
+            code = 0
+        self._exit.set_result(code)
 
 
 def said(code: int) -> str:

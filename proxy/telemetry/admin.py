@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -39,6 +41,7 @@ class AdminServer:
         documents: Mapping[str, Document] = MappingProxyType({}),
     ) -> None:
         self._address = host, port
+        self._sock: socket.socket | None = None
         self._page = page
         self._not_ready = not_ready
         self._http: web.Server | None = None
@@ -60,10 +63,21 @@ class AdminServer:
 
     async def start(self) -> None:
         """Bind and serve. Raises OSError with a line that names the address."""
-        sock = bind_tcp(*self._address)
+        sock = self._sock = self._sock or bind_tcp(*self._address)
         self._address = sock.getsockname()[:2]
         self._http = web.Server(self._answer, access_log=None, keepalive_timeout=_KEEPALIVE_S)
         self._server = await asyncio.get_running_loop().create_server(self._http, sock=sock)
+
+    def handed(self) -> int:
+        """The socket where it listens, for another program in this process."""
+        assert self._sock is not None
+        os.set_inheritable(self._sock.fileno(), True)
+        return self._sock.fileno()
+
+    def adopt(self, fd: int) -> None:
+        """Before `start`, which will bind nothing then."""
+        os.set_inheritable(fd, False)
+        self._sock = socket.socket(fileno=fd)
 
     async def close(self) -> None:
         """Stop serving."""

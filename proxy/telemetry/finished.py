@@ -149,4 +149,5 @@ def _first_byte_ms(answered: Answered, timeline: Timeline) -> float | None:
 
 
 def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1e3, 3)
+    # Not round(), which writes the number out and reads it again.
+    return None if seconds is None else int(seconds * 1e6 + 0.5) / 1e3

@@ -230,7 +230,8 @@ class Gate:
             self._line.listen(asyncio.get_running_loop())
         try:
             # There is no place, or it would not be here; but a class that may not wait at all is told at once.
-            self._expire(now)
+            if entry.leaves <= now:
+                self._expire(now)
             self._shed()
             return await waiter.place
         except asyncio.CancelledError:
@@ -309,11 +310,14 @@ class Gate:
             cost_s = self._expected_s(waiter.request, now) or 0.0
             self._queues.serve(entry, cost_s)
             place = self._give(endpoint, waiter.request, rank, now, cost_s=cost_s)
-            place.protected = any(self._waiting(higher) for higher in range(rank))
+            if place.request.evict is not None:
+                place.protected = any(self._waiting(higher) for higher in range(rank))
             waiter.place.set_result(place)
         return None if used else free
 
     def _shed(self) -> None:
+        if self._line is None and not self._shedding:
+            return
         self._shedding.shed([self._waiting(rank) for rank in range(len(self._classes))])
 
     def _displace(self, entry: Entry[_Waiter], rank: int) -> None:

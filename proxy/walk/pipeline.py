@@ -18,6 +18,7 @@ from backends.body import Body
 from backends.messages import Api, Reply, Request
 from backends.pool import Pool
 from backends.routes import Routes
+from backends.unread import Unread
 from inferlane.errors import Reason, Refused
 from proxy.arrival import Answered, Arrival, Operation, Responder
 from proxy.protocols.openai_http import read_head
@@ -61,8 +62,11 @@ class Pipeline:
         self._clock = clock
         self._deadlines = Deadlines(clock)
         self._reading = 0
+        self._unread = Unread()
         self.in_flight = 0
         self.draining = False
+        self.moved: frozenset[str] = frozenset()
+        """Transports whose clients must ask another process of this gateway, which they find by connecting again."""
 
     def __repr__(self) -> str:
         return f"<Pipeline {self.in_flight} in flight{', draining' if self.draining else ''}>"
@@ -71,6 +75,7 @@ class Pipeline:
         answered = self._judge(arrival)
         status, reason = Reason.CANCELLED.status, Reason.CANCELLED.label
         self.in_flight += 1
+        arrival.body.count_in(self._unread)
         try:
             with self._deadlines.until(answered.deadline) as limit:
                 reply = await self._answer(arrival, answered, responder, limit)
@@ -86,6 +91,8 @@ class Pipeline:
             status, reason = await _refuse(bug, responder, answered)
         finally:
             self.in_flight -= 1
+            if not arrival.body.drained:
+                arrival.body.fail(Refused(Reason.CANCELLED, "the request is over"))
             arrival.timeline.finished = self._clock()
             self._telemetry.request_finished(answered, status=status, reason=reason)
 
@@ -144,6 +151,8 @@ class Pipeline:
     async def _infer(self, arrival: Arrival, answered: Answered, responder: Responder, limit: Deadline) -> Reply:
         if self.draining:
             raise Refused(Reason.DRAINING, "this gateway is shutting down; connect again", retry_after_s=1.0)
+        if arrival.transport in self.moved:
+            raise Refused(Reason.DRAINING, "a newer process serves here now; connect again, at once")
         pool = self._describing.pool(answered)
         _check_api(pool, arrival.operation)
         # A client that sends slowly holds no place meanwhile, and a body that is not as long as its head says goes

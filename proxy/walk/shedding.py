@@ -24,6 +24,9 @@ class Shedding:
     def __repr__(self) -> str:
         return f"<Shedding {len(self._places)} places>"
 
+    def __len__(self) -> int:
+        return len(self._places)
+
     def add(self, place: Place) -> None:
         """One more, if its request can be told to go."""
         if place.request.evict is not None:

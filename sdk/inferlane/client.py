@@ -27,6 +27,8 @@ __all__ = ["Client"]
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_REPLY = 256 << 20
+MOST_MOVES = 3
+"""How often one request may be sent to another connection, because the gateway is being upgraded."""
 _MAX_DSCP = 63
 _MAX_NAME = 255  # a datagram carries the class behind one length byte (docs/wire.md)
 
@@ -122,13 +124,23 @@ class Client:
     async def _exchange(self, request: EncodedRequest) -> EncodedReply:
         try:
             async with asyncio.timeout(request.deadline - monotonic()) as limit:
-                line = await self._line(request.class_name)
-                return await self._ask(line, request)
+                return await self._ask_and_move(request)
         except TimeoutError:
             if not limit.expired():
                 raise
             waited = request.deadline - request.started
             raise Refused(Reason.DEADLINE, f"{self._target} did not answer within {waited:g} s") from None
+
+    async def _ask_and_move(self, request: EncodedRequest) -> EncodedReply:
+        """A gateway that is upgraded has its clients connect again, at once: it did nothing for this request yet."""
+        for _ in range(MOST_MOVES):
+            line = await self._line(request.class_name)
+            try:
+                return await self._ask(line, request)
+            except Refused as refusal:
+                if refusal.reason is not Reason.DRAINING or refusal.retry_after_s is not None:
+                    raise
+        return await self._ask(await self._line(request.class_name), request)
 
     async def _ask(self, line: _Line, request: EncodedRequest) -> EncodedReply:
         line.in_flight += 1

@@ -172,6 +172,11 @@ class GatewayProcess:
         """Its admin pages."""
         return Observed(parse_address((await self.event("admin_listening"))["address"]))
 
+    @property
+    def pid(self) -> int:
+        """Of the process, which it keeps when it runs another program."""
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         """Send it one."""
         self._process.send_signal(number)

@@ -26,6 +26,7 @@ from aioquic.quic.events import ConnectionTerminated, QuicEvent, StopSendingRece
 
 # Longer than anything here takes; a test that waits this long has failed.
 PATIENCE_S = 30.0
+WINDOW = 1 << 20
 _CONTROL = b"\x00"  # the stream type of RFC 9114 section 6.2.1
 
 Field = tuple[bytes, bytes]
@@ -141,6 +142,16 @@ class RawClient(QuicConnectionProtocol):
         """A request and all of its answer."""
         return await self.send(fields, body).over()
 
+    def stall(self) -> None:
+        """Open no window any more."""
+        self.quic._write_stream_limits = lambda **_: None  # type: ignore[method-assign]
+        self.quic._write_connection_limits = lambda **_: None  # type: ignore[method-assign]
+
+    def read_on(self) -> None:
+        """Open them again."""
+        del self.quic._write_stream_limits, self.quic._write_connection_limits
+        self.transmit()
+
     def forget(self) -> None:
         """Nobody is left to wait for the end of aioquic's closing period, three timeouts long."""
         if self._timer is not None:
@@ -208,15 +219,17 @@ def endless_headers(length: int = 1 << 40) -> bytes:
     return encode_uint_var(FrameType.HEADERS) + encode_uint_var(length)
 
 
-def http3(address: tuple[str, int]) -> AbstractAsyncContextManager[RawClient]:
+def http3(address: tuple[str, int], *, window: int = WINDOW) -> AbstractAsyncContextManager[RawClient]:
     """An HTTP/3 connection to a gateway whose certificate nobody checks."""
-    return quic(address, "h3")
+    return quic(address, "h3", window=window)
 
 
 @asynccontextmanager
-async def quic(address: tuple[str, int], alpn: str) -> AsyncIterator[RawClient]:
-    """The same under another ALPN."""
-    configuration = QuicConfiguration(is_client=True, alpn_protocols=[alpn], server_name="localhost")
+async def quic(address: tuple[str, int], alpn: str, *, window: int = WINDOW) -> AsyncIterator[RawClient]:
+    """The same under another ALPN. window: bytes that the gateway may send at first, on each stream and in all."""
+    configuration = QuicConfiguration(
+        is_client=True, alpn_protocols=[alpn], server_name="localhost", max_data=window, max_stream_data=window
+    )
     configuration.verify_mode = ssl.CERT_NONE
     loop = asyncio.get_running_loop()
     transport, client = await loop.create_datagram_endpoint(

@@ -116,7 +116,7 @@ class ScriptedOip:
         head = begun + await reader.readuntil(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
-        asked = Asked(fields, await reader.readexactly(int(fields.get("content-length", "0"))))
+        asked = Asked(fields, await _body(fields, reader))
         if not first.startswith("POST"):
             _say(writer, 200, b"{}")
             return b""
@@ -141,6 +141,16 @@ class ScriptedOip:
         if not (begun := await listening):
             raise ConnectionResetError
         return begun
+
+
+async def _body(fields: dict[str, str], reader: asyncio.StreamReader) -> bytes:
+    if fields.get("transfer-encoding") != "chunked":
+        return await reader.readexactly(int(fields.get("content-length", "0")))
+    body = bytearray()
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:size]
+    await reader.readexactly(2)
+    return bytes(body)
 
 
 def _say(writer: asyncio.StreamWriter, status: int, body: bytes) -> None:

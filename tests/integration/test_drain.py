@@ -133,10 +133,8 @@ async def test_the_client_library_gets_its_answer(gateway: GatewayProcess, backe
         await peer.request()
         gateway.signal(signal.SIGTERM)
 
-        async def draining() -> bool:
-            return (await observed.get("/readyz"))[0] == 503
-
-        await eventually(draining)
+        await gateway.event("draining")  # every worker knows; /readyz says so a moment before the first of them does
+        assert (await observed.get("/readyz"))[0] == 503
         if scheme != "https":  # there GOAWAY has told the library, which does not even ask
             with pytest.raises(Refused) as caught:
                 await client.infer("m", x)

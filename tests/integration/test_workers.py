@@ -217,6 +217,73 @@ async def test_without_their_supervisor_they_finish_and_end(tmp_path: Path, back
         await ended(*pids)
 
 
+async def test_while_a_place_is_empty_the_gateway_is_not_ready(tmp_path: Path, backend: OipServer) -> None:
+    """A part of the new clients would wait there for nobody."""
+    async with running(conf_of(tmp_path, backend)) as workers:
+        observed = await workers.gateway.observed()
+        assert (await observed.get("/readyz"))[0] == 200
+        os.kill(await workers.pid(1), signal.SIGKILL)
+        await workers.gateway.event("worker_ended")
+        seen = [await observed.get("/readyz")]
+        while not any('"worker_replaced"' in line for line in workers.gateway.lines):
+            seen.append(await observed.get("/readyz"))
+        while seen[-1][0] != 503:
+            seen.pop()  # it was ready before the line was read
+        assert {status for status, _ in seen} == {503}
+        assert "place 1 has no worker" in seen[0][1]
+        await observed.nothing_in_flight()
+        assert (await observed.get("/readyz"))[0] == 200
+
+
+async def test_each_line_of_a_worker_says_which_wrote_it(tmp_path: Path, backend: OipServer) -> None:
+    conf = conf_of(tmp_path, backend)
+
+    async def writers(open_clients: AsyncExitStack, gateway: GatewayProcess) -> set[str | None]:
+        before = len(gateway.lines)
+        for each in await one_client_each(open_clients, await gateway.address(), 2):
+            assert (await each.ask(INFER, b"{}")).status == 200
+
+        def finished() -> list[dict[str, Any]]:
+            lines = [msgspec.json.decode(line) for line in gateway.lines[before:]]
+            return [line for line in lines if line["event"] == "request_finished"]
+
+        async def told() -> bool:
+            return len(finished()) == 2
+
+        await eventually(told)
+        return {line.get("worker") for line in finished()}
+
+    async with running(conf) as workers, AsyncExitStack() as open_clients:
+        assert await writers(open_clients, workers.gateway) == {"worker 0.0", "worker 0.1"}
+        conf.write_text(conf.read_text() + "log: {level: debug}\n")  # logging is configured anew
+        workers.gateway.signal(signal.SIGHUP)
+        assert "worker" not in await workers.gateway.event("reloaded")
+        assert await writers(open_clients, workers.gateway) == {"worker 0.0", "worker 0.1"}
+
+
+async def test_what_others_blocked_or_ignored_is_none_of_its_business(tmp_path: Path, backend: OipServer) -> None:
+    """Masks and ignored signals are inherited: from a shell's trap, or from a supervisor that gives way to another."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    ignored = signal.getsignal(signal.SIGCHLD)
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        started = gateway_process(conf_of(tmp_path, backend))
+        gateway = await started.__aenter__()
+    finally:
+        signal.signal(signal.SIGCHLD, ignored)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    try:
+        workers = Workers(gateway)
+        await gateway.address()
+        pid = await workers.pid(0)
+        os.kill(pid, signal.SIGTERM)
+        await workers.replaced(0, pid)
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_code() == 0
+    finally:
+        await started.__aexit__(None, None, None)
+
+
 async def test_a_signal_to_one_drains_it_and_another_takes_its_place(tmp_path: Path, backend: OipServer) -> None:
     async with running(conf_of(tmp_path, backend)) as workers:
         pid = await workers.pid(0)

@@ -12,7 +12,7 @@ from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEv
 
 from inferlane.errors import ConnectionFailed
 from inferlane.transports.peer import Peer
-from inferlane.transports.quic import ClientConnection, why_ended
+from inferlane.transports.quic import ClientConnection, moved, why_ended
 from inferlane.transports.silence import CHECK_S
 from inferlane.transports.sockets import Address, UdpSocket
 
@@ -87,7 +87,7 @@ class QuicLink:
         if self.peer.error is None:
             self._flush()
             if self.quic.ending is not None:
-                self._end(why_ended(self.quic.ending, self._alpn))
+                self._end(why_ended(self.quic.ending, self._alpn), moved=moved(self.quic.ending))
 
     def _greeted(self, event: HandshakeCompleted) -> None:
         if event.alpn_protocol != self._alpn:
@@ -132,8 +132,8 @@ class QuicLink:
     def _unreachable(self, error: OSError) -> None:
         self._end(f"nothing answers there ({error.strerror})")
 
-    def _end(self, why: str) -> None:
-        if not self.peer.end(why):
+    def _end(self, why: str, *, moved: bool = False) -> None:
+        if not self.peer.end(why, moved=moved):
             return
         self._socket.close()
         for handle in (self._flush_handle, self._timer, self._check):

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic
 
-from inferlane.errors import ConnectionFailed
+from inferlane.errors import ConnectionFailed, Reason, Refused
 from inferlane.messages import EncodedReply
 from inferlane.transports.silence import Silence
 
@@ -72,13 +72,16 @@ class Peer:
             elif self.error is None:
                 abandon(key)
 
-    def end(self, why: str) -> bool:
-        """The connection is over and everybody who waits is told. False: it already was."""
+    def end(self, why: str, *, moved: bool = False) -> bool:
+        """The connection is over and everybody who waits is told. False: it already was.
+
+        moved: who closed it had nothing in flight, so nothing was done for those who wait.
+        """
         if self.error is not None:
             return False
         self.error = ConnectionFailed(f"{self.name}: {why}")
         for answer in self._answers.values():
-            settle(answer, ConnectionFailed(str(self.error)))
+            settle(answer, Refused(Reason.DRAINING, str(self.error)) if moved else ConnectionFailed(str(self.error)))
         return True
 
 

@@ -20,12 +20,14 @@ from aioquic.tls import AlertDescription, load_pem_x509_certificates
 
 from inferlane.target import Target
 
-__all__ = ["ALPN_H3", "ALPN_NATIVE", "ClientConnection", "Trust", "client_configuration", "why_ended"]
+__all__ = ["ALPN_H3", "ALPN_NATIVE", "ClientConnection", "Trust", "client_configuration", "moved", "why_ended"]
 
 ALPN_H3 = "h3"
 ALPN_NATIVE = "inferlane/1"
 
 IDLE_TIMEOUT_S = 60.0
+_MOVED = 0x5
+"""Of inferlane/1 (docs/wire.md): what is unanswered was not begun."""
 _PACKET = 1200
 """Every path carries it (RFC 9000 section 14)."""
 # Short header, the longest connection id, aioquic's packet number, AEAD tag; DATAGRAM type and 2-byte length.
@@ -119,6 +121,11 @@ class ClientConnection(QuicConnection):
         self.reset_stream(stream_id, error_code)
         if not stream.receiver.is_finished:
             self.stop_stream(stream_id, error_code)
+
+
+def moved(event: ConnectionTerminated) -> bool:
+    """Whether the gateway closed the connection because others serve there now, and nothing was in flight. Pure."""
+    return event.frame_type is None and event.error_code == _MOVED
 
 
 def why_ended(event: ConnectionTerminated, alpn: str) -> str:

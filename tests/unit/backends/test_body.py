@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.body import Body
+from backends.unread import Unread
 from inferlane.errors import Reason, Refused
 from tests.fakes.asking import settle
 
@@ -140,3 +141,94 @@ def test_every_byte_comes_once_and_in_order(pieces):
         assert sum(credited) == body.received == sum(map(len, pieces))
 
     asyncio.run(read_back())
+
+
+async def test_what_nobody_has_read_counts_until_it_is_read():
+    unread = Unread(10)
+    body = Body(limit=20)
+    body.feed(b"abc", ended=False)
+    body.count_in(unread)
+    body.feed(b"de", ended=False)
+    assert unread.bytes == 5
+    assert await body.read() == b"abc"
+    assert unread.bytes == 2
+    body.feed(b"f", ended=True)
+    assert await body.read_all() == b"def"
+    assert unread.bytes == 0
+    assert body.drained
+
+
+async def test_what_was_gathered_still_counts():
+    unread = Unread(10)
+    body = Body(limit=20)
+    body.count_in(unread)
+    gathering = asyncio.ensure_future(body.gather(4))
+    body.feed(b"ab", ended=False)
+    await settle()
+    body.feed(b"cd", ended=True)
+    await gathering
+    assert unread.bytes == 4
+    assert await body.read_all() == b"abcd"
+    assert unread.bytes == 0
+
+
+@pytest.mark.parametrize("gathers", [False, True])
+async def test_what_is_dropped_counts_no_more(gathers: bool):
+    unread = Unread(10)
+    body = Body(limit=20)
+    body.count_in(unread)
+    body.feed(b"ab", ended=False)
+    if gathers:
+        gathering = asyncio.ensure_future(body.gather(4))
+        await settle()
+        gathering.cancel()
+        await asyncio.gather(gathering, return_exceptions=True)
+    body.fail(Refused(Reason.CANCELLED, "gone"))
+    assert unread.bytes == 0
+    body.feed(b"cd", ended=True)
+    assert unread.bytes == 0
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_body_for_which_there_is_no_room_is_refused_and_credited(late: bool):
+    unread = Unread(10)
+    credited: list[int] = []
+    others = Body.of(b"12345678")
+    others.count_in(unread)
+    body = Body(limit=20, consumed=credited.append)
+    if late:
+        body.feed(b"abc", ended=False)
+    body.count_in(unread)
+    if not late:
+        body.feed(b"abc", ended=False)
+    with pytest.raises(Refused) as raised:
+        await body.read()
+    assert raised.value.reason is Reason.QUEUE_FULL
+    assert raised.value.retry_after_s
+    assert sum(credited) == 3
+    body.feed(b"de", ended=True)
+    assert sum(credited) == 5
+    assert unread.bytes == 8
+    assert await others.read_all() == b"12345678"
+
+
+@given(st.lists(st.one_of(st.binary(max_size=6), st.sampled_from(["read", "fail"])), max_size=20))
+def test_the_account_is_what_is_unread_whatever_happens(steps: list[bytes | str]):
+    unread = Unread(12)
+    body = Body(limit=40)
+
+    def unread_bytes() -> int:
+        return int(repr(body).split(", ")[2].split(" ")[0])
+
+    async def story() -> None:
+        body.count_in(unread)
+        for step in steps:
+            if isinstance(step, bytes):
+                body.feed(step, ended=False)
+            elif step == "fail":
+                body.fail(Refused(Reason.CANCELLED, "gone"))
+            elif unread_bytes():
+                await body.read()
+            assert unread.bytes == unread_bytes() <= 12
+
+    asyncio.run(story())

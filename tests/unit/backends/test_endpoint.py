@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from backends.choosing.health import EndpointHealth, HealthRules
 from backends.endpoint import SLOW_START_S, Endpoint
 from backends.outcome import Ending, Outcome
-from qos.limit import FixedLimit
+from qos.limit import AdaptiveLimit, FixedLimit
 from tests.fakes.endpoints import IdleBackend
+from tests.fakes.ledgers import Crew
 
 NAME = "oip:10.20.0.5:8000"
 COMPANY = SimpleNamespace(may_eject=lambda: True, others_serve=lambda: True)
@@ -292,3 +293,22 @@ def test_one_that_hangs_is_left_out_for_longer_each_time_however_much_it_kept_wa
     assert endpoint.state(9.0) == "ejected"
     assert not endpoint.free(18.9)
     assert endpoint.free(19.1)
+
+
+def test_a_limit_that_another_worker_lowers_between_a_look_and_the_taking_is_no_fault_of_ours():
+    """A stream's first byte is learnt from without the lock: whoever waits for it would hold up a reply."""
+    with Crew(2) as crew:
+        endpoint = Endpoint(NAME, IdleBackend(), AdaptiveLimit(1, 64))
+        endpoint.join(crew.workers[0].column("pool", NAME))
+        other = crew.workers[1].column("pool", NAME)
+        other.publish(2)
+        endpoint.take(0.0)
+        assert endpoint.has_room(0.0)
+        other.publish(1)
+        endpoint.take(0.0)
+        assert (endpoint.in_flight, endpoint.has_room(0.0)) == (2, False)
+        fixed = Endpoint(NAME, IdleBackend(), FixedLimit(1))
+        fixed.join(crew.workers[0].column("pool", "fixed"))
+        fixed.take(0.0)
+        with pytest.raises(RuntimeError, match="no place"):
+            fixed.take(0.0)

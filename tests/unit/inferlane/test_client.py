@@ -188,12 +188,29 @@ async def test_a_draining_gateway_gets_no_more_requests_on_that_connection(pair,
     answers = [lambda asked: asked.reset(ErrorCode.H3_REQUEST_REJECTED), over_http(question)]
 
     async with served(lambda asked: answers.pop(0)(asked), pair) as (gateway, client):
-        with pytest.raises(Refused) as caught:
-            await client.infer("magika", question.inputs)
         check(await client.infer("magika", question.inputs), question)
 
-        assert caught.value.reason is Reason.DRAINING
         assert len(gateway.connections) == 2
+
+
+async def test_a_request_that_nobody_takes_is_not_moved_for_ever(pair, question):
+    async with served(lambda asked: asked.reset(ErrorCode.H3_REQUEST_REJECTED), pair) as (gateway, client):
+        with pytest.raises(Refused) as caught:
+            await client.infer("magika", question.inputs)
+
+        assert caught.value.reason is Reason.DRAINING
+        assert len(gateway.connections) == 4
+
+
+async def test_a_request_that_was_on_its_way_when_the_gateway_moved_is_asked_again(pair, question):
+    asked = asyncio.Queue()
+
+    async with served(asked.put_nowait, pair, "quic") as (gateway, client):
+        waiting = asyncio.create_task(client.infer("magika", question.inputs))
+        await asked.get()
+        gateway.answer = over_stream(question)
+        gateway.close_connections(0x5, "another process serves here now")
+        check(await waiting, question)
 
 
 async def test_a_timeout_is_a_refusal_and_the_gateway_is_told(pair, question):

@@ -214,3 +214,32 @@ def test_whatever_comes_is_a_request_or_refused(data):
             assert method is not None and target.startswith("/")
 
     asyncio.run(read())
+
+
+class Upgradable:
+    """A gateway that can replace itself, once."""
+
+    def __init__(self) -> None:
+        self.state = {"state": "none", "number": 0}
+
+    def begin(self) -> dict[str, object]:
+        if self.state["number"]:
+            raise NotDone(409, "an upgrade is going on")
+        self.state = {"state": "starting", "number": 1}
+        return self.state
+
+    def status(self) -> dict[str, object]:
+        return self.state
+
+
+async def test_an_upgrade_is_begun_and_looked_at_where_there_is_one(tmp_path, pool, changed, served):
+    path = tmp_path / "upgradable.sock"
+    commands = Endpoints([pool], changed=changed.append, clock=lambda: 100.0)
+    running = Control(path, commands, upgrades=Upgradable())
+    await running.start()
+    assert await ask(path, "GET", "/v1/upgrade") == (200, {"state": "none", "number": 0})
+    assert await ask(path, "POST", "/v1/upgrade") == (200, {"state": "starting", "number": 1})
+    assert (await ask(path, "POST", "/v1/upgrade"))[0] == 409
+    assert (await ask(path, "DELETE", "/v1/upgrade"))[0] == 405
+    assert (await ask(served, "POST", "/v1/upgrade"))[0] == 404
+    await running.close()

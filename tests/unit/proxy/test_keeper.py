@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -250,3 +252,45 @@ async def test_a_gateway_that_never_got_to_start_leaves_no_helper():
     await helped.keeper.close()
     assert helped._its.recv(1) == b""
     helped._its.close()
+
+
+async def test_another_program_goes_on_with_the_helper():
+    """The half of a line that this one had heard included."""
+    ours, its = socket.socketpair()
+    child = subprocess.Popen(["/bin/sh", "-c", "exit 3"])  # noqa: ASYNC220
+    child.returncode = 0  # the other program waits for it
+    first = Keeper(POLICY, child, ours)
+    await first.start(lambda seen: None)
+    said = encode(Readings(links=(LINK,), repairs=2))
+    its.send(said[:9])
+    async with asyncio.timeout(PATIENCE_S):
+        while first.handed().held != said[:9]:
+            await asyncio.sleep(0.01)
+    handed = first.handed()
+    assert handed.fd is not None and os.get_inheritable(handed.fd)
+    assert first._writer is not None
+    first._writer.transport.pause_reading()  # as after an exec, it is no more
+    for each in first._tasks:
+        each.cancel()
+    seen: list[LinksSeen] = []
+    second = Keeper.adopt(msgspec.structs.replace(handed, fd=os.dup(handed.fd)), POLICY)
+    await second.start(seen.append)
+    its.send(said[9:])
+    async with asyncio.timeout(PATIENCE_S):
+        while seen[-1].repairs != 2:
+            await asyncio.sleep(0.01)
+    with capture_logs() as logs:
+        its.close()
+        async with asyncio.timeout(PATIENCE_S):
+            while not logs:
+                await asyncio.sleep(0.01)
+    assert "with exit code 3" in logs[0]["detail"]
+    first._writer.close()
+
+
+async def test_where_there_is_no_helper_the_reason_is_handed_over():
+    first = Keeper(POLICY, None, None, why="CAP_NET_ADMIN is missing")
+    with capture_logs() as logs:
+        second = Keeper.adopt(first.handed(), POLICY)
+        await second.start(lambda seen: None)
+    assert "CAP_NET_ADMIN is missing" in logs[0]["detail"]

@@ -71,3 +71,12 @@ def test_nothing_is_left_of_a_write_that_failed(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         Keys.load(tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["quic.keys"]
+
+
+def test_a_reset_of_one_socket_s_is_none_of_another_s() -> None:
+    """RFC 9000 section 21.11: who is told one socket's token for an id must not be able to end another's connection."""
+    keys = Keys.fresh()
+    ours, others = keys.at(("192.0.2.1", 443)), keys.at(("192.0.2.1", 8443))
+    assert ours.reset != others.reset != keys.reset
+    assert ours == keys.at(("192.0.2.1", 443)), "after a restart, too"
+    assert (ours.cookie, ours.retry, ours.ticket) == (keys.cookie, keys.retry, keys.ticket)

@@ -153,3 +153,14 @@ async def test_a_file_that_is_gone_is_told_like_any_other_fault(tmp_path):
     with capture_logs() as logs:
         assert not await reload(tmp_path / "missing.yaml", gateway)
     assert "No such file" in logs[0]["problems"][0]
+
+
+def test_more_classes_than_the_workers_that_run_can_share_are_refused(tmp_path):
+    """The file may well be right for the one worker that it asks for; two are what runs."""
+    more = "".join(f"  - {{name: c{each}, dscp: DF, deadline: 9s}}\n" for each in range(31))
+    running = read(tmp_path, ("log:", "workers: 2\nlog:"))
+    wanted = read(tmp_path, (CLASSES, CLASSES + more), ("log:", "workers: 1\nlog:"))
+    assert len(wanted.classes) == 33
+    with pytest.raises(ValueError, match="33 classes; several workers can keep the order of 32"):
+        merge(running, wanted)
+    assert len(merge(read(tmp_path), wanted).config.classes) == 33

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from qos.scheduler import ClassBounds, ClassQueues, Entry
+from qos.scheduler import MOST_PASSED_OVER, ClassBounds, ClassQueues, Entry, Turns, took_turn
 
 NO_SHARES = (0.0, 0.0, 0.0, 0.0)
 
@@ -388,3 +388,21 @@ def test_in_a_full_class_the_client_with_the_most_makes_room_for_one_with_less()
     wait(queue, "new 2", client="new", size=40)
     assert queue.room_for(0, 1, "new") is None
     assert [entry.item for entry in queue.room_for(0, 8, "third") or []] == ["most 1"]
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=6),
+    st.data(),
+    st.integers(0, MOST_PASSED_OVER + 1),
+    st.floats(0, 6),
+)
+def test_a_turn_that_nobody_else_waited_for_is_a_turn_like_any_other(
+    shares: list[float], data: st.DataObject, passed_over: int, credit: float
+) -> None:
+    rank = data.draw(st.integers(0, len(shares) - 1))
+    turns = [Turns(share) for share in shares]
+    turns[rank].passed_over, turns[rank].credit = passed_over, credit
+    alone = copy.copy(turns[rank])
+    alone.taken_alone(len(shares))
+    took_turn(turns, [each == rank for each in range(len(shares))], rank)
+    assert (alone.passed_over, alone.credit) == (turns[rank].passed_over, turns[rank].credit)

@@ -10,6 +10,10 @@ from proxy.config.positions import parse
 CLASSES = "classes: [{name: fast, dscp: EF, deadline: 1s, default: true}, {name: slow, dscp: LE, deadline: 2s}]"
 
 
+def many_classes(count: int) -> str:
+    return f"classes: [{{name: a, default: true}}, {', '.join(f'{{name: c{each}}}' for each in range(1, count))}]\n"
+
+
 def faults(text: str) -> list[tuple[str, str]]:
     return [(key_path(each.path), each.message) for each in cross_faults(parse(text).plain())]
 
@@ -20,6 +24,9 @@ def faults(text: str) -> list[tuple[str, str]]:
         "{}",
         CLASSES,
         "classes: [{name: only}]",
+        many_classes(32) + "workers: auto",
+        many_classes(33) + "workers: 1",
+        many_classes(33),
         f"{CLASSES}\nlisteners: [{{name: a, tls: x, max_class: fast}}]",
         f"{CLASSES}\nlisteners: [{{name: a, tls: x}}]\nrules: [{{when: {{listener: a}}, class: slow}}]",
         "rules: [{when: {path: /}, class: realtime}]",
@@ -48,6 +55,11 @@ def test_what_fits_together_has_no_faults(text):
             "listeners: [{name: a, tls: x, bind: ['1.1.1.1:1']}, {name: b, tls: x, bind: ['1.1.1.1:1']}]",
             "listeners[1].bind[0]",
             "'1.1.1.1:1' is taken by listeners[0].bind[0]",
+        ),
+        (
+            many_classes(33) + "workers: 2",
+            "classes",
+            "33 classes; several workers can keep the order of 32: leave some out, or set workers: 1",
         ),
         ("classes: [{name: a}, {name: b}]", "classes", "no class is the default one; add default: true to one of them"),
         (

@@ -37,3 +37,30 @@ async def test_nobody_is_rung_after_the_end() -> None:
     alarms.close()
     await asyncio.sleep(0.02)
     assert rung == []
+
+
+async def test_who_is_moved_later_is_rung_later_and_once() -> None:
+    alarms, rung = Alarms(time.monotonic), list[str]()
+    moved, other = Connection("moved", rung), Connection("other", rung)
+    now = time.monotonic()
+    alarms.set(moved, now + 0.005)
+    alarms.set(moved, now + 0.03)
+    alarms.set(other, now + 0.02)
+    async with asyncio.timeout(10):
+        while len(rung) < 2:
+            await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)
+    assert rung == ["other", "moved"]
+    assert time.monotonic() >= now + 0.03
+
+
+async def test_who_is_moved_earlier_is_rung_then() -> None:
+    alarms, rung = Alarms(time.monotonic), list[str]()
+    moved = Connection("moved", rung)
+    now = time.monotonic()
+    alarms.set(moved, now + 3600)
+    alarms.set(moved, now + 0.005)
+    async with asyncio.timeout(10):
+        while not rung:
+            await asyncio.sleep(0.001)
+    assert rung == ["moved"]

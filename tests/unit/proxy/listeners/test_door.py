@@ -23,11 +23,13 @@ from structlog.testing import capture_logs
 from inferlane.wire import Header, Type, decode, encode, fragments
 from proxy.bind import bind_tcp
 from proxy.certificate import development_certificate
+from proxy.keys import Keys
 from proxy.listeners.alarms import Alarms
 from proxy.listeners.door import Door, DoorPlan, alpn_of
 from proxy.listeners.tcp import tls_context
 from proxy.listeners.udp import bind as udp_bind
 from proxy.quic.configuration import server_configuration
+from proxy.quic.connection_ids import ConnectionIds
 from qos.marking import received_ds_field
 from tests.fakes.walk import MARKS, FakeWalk, echo, never
 
@@ -42,7 +44,14 @@ async def open_door(tmp_path: Path) -> AsyncIterator[OpenDoor]:
     doors = []
 
     def make(
-        walk: FakeWalk, accept: frozenset[str] = ALL, host: str = "127.0.0.1", *, reflects: bool = False, port: int = 0
+        walk: FakeWalk,
+        accept: frozenset[str] = ALL,
+        host: str = "127.0.0.1",
+        *,
+        reflects: bool = False,
+        port: int = 0,
+        keys: Keys | None = None,
+        ids: ConnectionIds | None = None,
     ) -> Door:
         certificate, key = development_certificate(tmp_path)
         alpn = alpn_of(accept)
@@ -55,6 +64,8 @@ async def open_door(tmp_path: Path) -> AsyncIterator[OpenDoor]:
             max_body=1 << 20,
             cookie_secret=bytes(32),
             reflects=reflects,
+            keys=keys,
+            ids=ids,
         )
         door = Door(plan, walk, marks=MARKS, alarms=alarms, clock=time.monotonic)
         door.start()
@@ -330,6 +341,18 @@ async def test_a_port_that_tcp_cannot_have_is_another_one_s(
         door = open_door(FakeWalk(echo), ALL | {"h1"})
     assert tries == [0, 0, 0]
     assert door.bound[0][1] != number
+
+
+async def test_one_socket_tells_nobody_how_to_end_a_connection_of_another(open_door: OpenDoor, tmp_path: Path) -> None:
+    """RFC 9000 section 21.11: whoever has seen an id on the wire may ask every socket of ours about it."""
+    keys = Keys.fresh()
+    ids = ConnectionIds(key=keys.steering)
+    here, there = (open_door(FakeWalk(echo), keys=keys, ids=ids) for _ in range(2))
+    async with quic_client(here) as protocol:
+        peer = protocol._quic._peer_cid
+        answers = await udp_exchange(there, [b"\x41" + peer.cid + bytes(60)])
+    assert [each for each in answers if each.endswith(peer.stateless_reset_token)] == []
+    assert there.datagrams_dropped["stateless_resets"] == 1
 
 
 async def test_a_port_that_was_asked_for_is_not_another_one_s(open_door: OpenDoor) -> None:

@@ -384,3 +384,17 @@ async def test_draining_waits_until_the_last_reply_is_out(site_with):
     assert not site.door.idle
     assert len(await reader.read()) > 8 << 20
     await until(lambda: site.door.idle)
+
+
+async def test_retiring_gives_every_connection_one_more_answer_and_closes_those_that_rest(site, monkeypatch):
+    resting, asking = await site.dial(), await site.dial()
+    site.door.retire()
+    with pytest.raises(ConnectionError):
+        await site.dial()
+    asking[1].write(POST + b"Content-Length: 2\r\n\r\nab")
+    answer = await asking[0].read()
+    assert answer.startswith(b"HTTP/1.1 200") and b"Connection: close\r\n" in answer
+    assert not site.door.deserted
+    monkeypatch.setattr("proxy.listeners.http1.QUIET_S", 0.0)
+    assert await resting[0].read() == b""
+    await until(lambda: site.door.deserted)

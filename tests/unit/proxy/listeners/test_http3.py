@@ -239,6 +239,24 @@ async def test_drain_sends_goaway_once(tmp_path: Path) -> None:
     assert bytes(talk.pair.server._streams[control].sender._buffer).count(b"\x07\x01\x00") == 1
 
 
+async def test_retiring_says_that_there_will_be_a_goaway_and_then_which(tmp_path: Path) -> None:
+    """RFC 9114 section 5.2: the first names the largest id, so that what is on its way is served."""
+    talk = Talk(tmp_path, echo)
+    talk.session.retire()
+    control = talk.session._http._local_control_stream_id  # type: ignore[attr-defined]
+    sent = talk.pair.server._streams[control].sender
+    assert not bytes(sent._buffer).endswith(b"\xfc")  # its client has just come, and would have nowhere to go
+    talk.send(INFER, b"{}")
+    await talk.run()
+    for _ in range(2):
+        talk.session.retire()
+    largest = b"\x07\x08" + ((3 << 62) | (1 << 62) - 4).to_bytes(8, "big")
+    assert bytes(sent._buffer).endswith(largest) and bytes(sent._buffer).count(largest) == 1
+    talk.session.drain()
+    talk.session.retire()
+    assert bytes(sent._buffer).endswith(largest + b"\x07\x01\x04")
+
+
 async def test_refused_bodies_leave_the_connection_as_it_was(tmp_path: Path) -> None:
     """A thousand refused uploads, complete and not, then one that counts: nothing of them may stay behind."""
 

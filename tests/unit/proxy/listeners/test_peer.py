@@ -23,13 +23,16 @@ from proxy.quic.connection import (
 class FakeQuic:
     def __init__(self, *events: QuicEvent) -> None:
         self.events = deque(events)
-        self.ending = False
+        self.ending = self.let_go_of = False
         self.validated_address = None
         self.timers: list[float] = []
         self.broken = False
 
     def next_event(self) -> QuicEvent | None:
         return self.events.popleft() if self.events else None
+
+    def let_go(self) -> None:
+        self.let_go_of = True
 
     def handle_timer(self, now: float) -> None:
         if self.broken:
@@ -68,6 +71,9 @@ class FakeHome:
 
     def handle(self, event: QuicEvent) -> None:
         self.heard.append(("event", type(event).__name__))
+
+    def retire(self) -> None:
+        self.retired = True
 
     def drain(self) -> None:
         raise AssertionError
@@ -112,7 +118,9 @@ def test_a_session_ends_when_the_connection_begins_to_close() -> None:
     peer.pump()
     quic.ending = True
     quic.events.append(DATA)
+    assert not quic.let_go_of
     peer.pump()
+    assert quic.let_go_of
     peer.pump()
     assert home.heard == [("session", "h3"), ("event", "StreamDataReceived"), ("closed",)]
     assert peer.session is None and not peer.busy

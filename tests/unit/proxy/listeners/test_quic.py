@@ -37,6 +37,8 @@ REALTIME, INTERACTIVE, BATCH = Mark(46, 6), Mark(18, 4), Mark(10, 0)
 
 
 class FakeSession:
+    goodbye = 0x100
+
     def __init__(self) -> None:
         self.events: list[QuicEvent] = []
         self.drained = self.gone = 0
@@ -44,6 +46,9 @@ class FakeSession:
 
     def handle(self, event: QuicEvent) -> None:
         self.events.append(event)
+
+    def retire(self) -> None:
+        self.retired = True
 
     def drain(self) -> None:
         self.drained += 1
@@ -307,6 +312,8 @@ async def test_a_handshake_goes_on_behind_a_retry(tmp_path: Path, monkeypatch: p
     wire = Wire(tmp_path)
     await wire.run()
     assert wire.listener.counts == {"retries": 1, "handshakes": 1} and wire.alpn == "h3"
+    (peer,) = wire.listener._peers
+    assert peer.quic._retried_from == peer.address, "its token has proved it, so no answer is held back"
     wire.listener.close()
     assert not wire.listener._by_cid
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from inferlane.errors import Reason, Refused
 from inferlane.transfer import Exchange
-from inferlane.wire import MAX_DATAGRAM, Header, Type, decode, encode, fragments
+from inferlane.wire import MAX_DATAGRAM, MAX_FRAGMENTS, Header, Type, decode, encode, fragments
 from proxy.protocols import inference
 from proxy.protocols.cookies import CookieJar
+from proxy.protocols.holdings import Holdings, Shelf
 from proxy.protocols.inference import Cancelled, Dropped, InferenceServer, Message, Send
 
 PEER = ("192.0.2.1", 40000)
@@ -177,20 +178,63 @@ def test_unanswered_requests_of_one_peer_are_bounded_and_others_unaffected(serve
     assert isinstance(server.receive(request(1 << 40)[0], PEER, 0.0), Message)
 
 
-def test_half_arrived_bodies_are_bounded_and_evicted_at_their_deadline(
-    server: InferenceServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(inference, "MAX_REASSEMBLY_BYTES", 10_000)
+def test_half_arrived_bodies_are_bounded_and_make_room_when_they_are_stale() -> None:
+    server = InferenceServer(cookies=None, holdings=Holdings(arriving=Shelf(10_000)))
     for number in range(2):
         assert server.receive(request(number, bytes(5000), remaining_us=1_000_000)[0], PEER, 0.0) == Send([])
     assert server.receive(request(9, bytes(5000))[0], PEER, 0.0) == Dropped("reassembly_full")
-    assert server.receive(request(9, bytes(5000))[0], PEER, 2.0) == Send([])
+    for now in (0.0, 0.9):
+        assert server.receive(request(9, bytes(5000))[0], PEER, now) == Dropped("reassembly_full")
+    assert server.receive(request(9, bytes(5000), remaining_us=60_000_000)[0], PEER, 1.5) == Send([])
+    assert server.receive(request(10, bytes(5000))[0], PEER, 2.0) == Send([])
+    assert server.receive(request(11, bytes(5000))[0], PEER, 2.0) == Dropped("reassembly_full")
+    assert server.receive(request(11, bytes(5000))[0], PEER, 3.0) == Send([])
+    assert server.receive(request(12, bytes(5000))[0], PEER, 3.0) == Dropped("reassembly_full")
 
 
-def test_kept_replies_are_bounded_and_the_oldest_leaves_first(
-    server: InferenceServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(inference, "MAX_KEPT_BYTES", 2500)
+def test_no_host_has_all_the_room_for_half_arrived_bodies(server: InferenceServer) -> None:
+    length = MAX_FRAGMENTS * 1000
+    most = inference.MAX_ARRIVING_A_HOST // length
+    for number in range(most):
+        assert server.receive(request(number, bytes(length))[0], ("192.0.2.9", number), 0.0) == Send([])
+    assert server.receive(request(0, bytes(length))[0], ("192.0.2.9", 1 << 15), 0.0) == Dropped("reassembly_full")
+    assert server.receive(request(0, bytes(length))[0], PEER, 0.0) == Send([])
+    for each in request(1, bytes(length))[1:]:
+        last = server.receive(each, ("192.0.2.9", 1), 0.0)
+    assert isinstance(last, Message)
+    assert server.receive(request(0, bytes(length))[0], ("192.0.2.9", 1 << 15), 0.0) == Send([])
+
+
+def test_servers_of_one_listener_share_what_they_hold() -> None:
+    holdings = Holdings(kept=Shelf(2 * (1100 + inference.KEPT_OVERHEAD)))
+    one, other = (InferenceServer(cookies=None, holdings=holdings) for _ in range(2))
+    for number, server in enumerate((one, other, one)):
+        server.receive(request(number)[0], PEER, 0.0)
+        server.answer((PEER, number), reply(number), bytes(1000))
+    assert isinstance(other.receive(request(1)[0], PEER, 0.0), Send)
+    assert isinstance(one.receive(request(2)[0], PEER, 0.0), Send)
+    assert isinstance(one.receive(request(0)[0], PEER, 0.0), Message)
+    one.receive(request(7, bytes(5000))[0], PEER, 0.0)
+    one.close()
+    assert (len(holdings.kept), len(holdings.arriving), holdings.arriving.bytes) == (1, 0, 0)
+    assert one.answer((PEER, 0), reply(0), b"late")
+    one.forget((PEER, 0))
+    other.close()
+    assert holdings.kept.bytes == 0
+
+
+def test_a_fragment_of_another_message_changes_nothing(server: InferenceServer) -> None:
+    good, bad = request(7, bytes(5000)), request(7, bytes(6000))
+    server.receive(good[1], PEER, 0.0)
+    assert server.receive(bad[0], PEER, 0.0) == Dropped("malformed_mismatch")
+    outcomes = [server.receive(each, PEER, 0.0) for each in good]
+    (message,) = (each for each in outcomes if isinstance(each, Message))
+    assert message.header.total_length == 5000
+    assert "arriving <Shelf of 0, 0 of" in repr(server)
+
+
+def test_kept_replies_are_bounded_and_the_oldest_leaves_first() -> None:
+    server = InferenceServer(cookies=None, holdings=Holdings(kept=Shelf(2 * (1100 + inference.KEPT_OVERHEAD))))
     for number in (1, 2, 3):
         server.receive(request(number)[0], PEER, 0.0)
         server.answer((PEER, number), reply(number), bytes(1000))

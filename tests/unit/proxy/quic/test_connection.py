@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import random
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from aioquic.quic.stream import QuicStream
 
 from proxy.quic.configuration import CONNECTION_WINDOW, STREAM_WINDOW
 from proxy.quic.connection import MAX_DATAGRAM_QUEUE
-from tests.fakes.quic import CLIENT, Pair
+from tests.fakes.quic import CLIENT, SERVER, Pair
 
 VERSIONS = [QuicProtocolVersion.VERSION_1]
 
@@ -47,6 +49,7 @@ def test_the_privates_we_override_are_what_they_were() -> None:
     assert "_rtt_smoothed" in recovery
     assert "_rtt_initialized" in recovery
     assert "_pto_count" in recovery
+    assert "def bytes_in_flight" in recovery
 
 
 def test_the_handshake_settles_on_an_alpn_and_measures_the_round_trip(pair: Pair) -> None:
@@ -200,6 +203,20 @@ def test_what_was_written_is_buffered_until_acknowledged(pair: Pair) -> None:
     assert pair.server.all_acknowledged
 
 
+def test_an_answer_in_a_datagram_is_on_its_way_until_it_is_acknowledged(tmp_path: Path) -> None:
+    """Else a goodbye would take its place while it waits to be sent, or come before it on a path that reorders."""
+    pair = Pair(tmp_path, alpn="inferlane/1")
+    assert pair.server.all_acknowledged
+    pair.server.send_datagram_frame(b"an answer")
+    assert not pair.server.all_acknowledged
+    sent = pair.server.datagrams_to_send(pair.now)
+    assert not pair.server.all_acknowledged
+    for datagram, _ in sent:
+        pair.client.receive_datagram(datagram, SERVER, pair.now)
+    pair.run()
+    assert pair.server.all_acknowledged
+
+
 @pytest.mark.parametrize("step_s", [0.0001, 0.002, 0.05])
 def test_a_connection_that_says_it_is_quiet_sends_nothing(tmp_path: Path, step_s: float) -> None:
     """Whatever either side does: Pair.run checks every round, at steps around the acknowledgement's delay."""
@@ -225,3 +242,26 @@ def test_a_connection_that_says_it_is_quiet_sends_nothing(tmp_path: Path, step_s
         pair.run(rng.randrange(1, 4))
     pair.run(200)
     assert pair.quiet_rounds > 100
+
+
+def test_a_connection_that_has_ended_is_not_left_to_the_garbage_collector(pair: Pair) -> None:
+    stream_id = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(stream_id, b"x")
+    pair.run(4)
+    pair.server.send_stream_data(stream_id, bytes(1 << 20))
+    pair.client.close()
+    pair.run(4)
+    assert pair.server.ending
+    pair.server.let_go()
+    assert not any(each.sender._buffer for each in pair.server._streams.values())
+    pair.now += 60
+    pair.run(4)
+    pair.server.let_go()
+    gc.collect()
+    gc.disable()
+    try:
+        left = weakref.ref(pair.server)
+        del pair.server
+        assert left() is None
+    finally:
+        gc.enable()

@@ -9,6 +9,7 @@ from aioquic.quic.rangeset import RangeSet
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.quic import frames
 from proxy.quic.frames import (
     MAX_ACK_RANGES,
     ack_frame,
@@ -85,3 +86,15 @@ def test_a_stream_frame_is_read_and_a_cut_one_is_not(
 def test_padding_ends_at_the_next_frame_or_with_the_payload() -> None:
     assert after_padding(b"\x01\x00\x00\x00\x01", 1) == 4
     assert after_padding(bytes(9), 3) == 9
+
+
+class Whole(bytes):
+    """Bytes that may not be copied in part."""
+
+    def __getitem__(self, _: object) -> bytes:  # type: ignore[override]
+        raise AssertionError("a copy")
+
+
+def test_padding_is_passed_over_without_a_copy_of_what_follows() -> None:
+    assert frames.after_padding(Whole(b"\x01\x00\x00\x01\x00"), 1) == 3
+    assert frames.after_padding(Whole(b"\x00\x00"), 0) == 2

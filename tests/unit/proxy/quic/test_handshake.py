@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import ssl
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,16 @@ from aioquic._crypto import CryptoError
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.crypto import KeyUnavailableError
-from aioquic.quic.packet import QuicProtocolVersion
+from aioquic.quic.packet import QuicErrorCode, QuicProtocolVersion
+from aioquic.quic.stream import QuicStream
 from aioquic.tls import CipherSuite, Epoch
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from proxy.quic.configuration import MOST_GAPS
 from proxy.quic.connection import Connection
-from proxy.quic.handshake import EncodedCertificate, InitialKeys
+from proxy.quic.frames import varint
+from proxy.quic.handshake import MOST_OF_TLS, EncodedCertificate, InitialKeys
+from proxy.quic.protection import seal_packet
 from tests.fakes.quic import CLIENT, SERVER, Pair
 
 V1, V2 = QuicProtocolVersion.VERSION_1, QuicProtocolVersion.VERSION_2
@@ -113,6 +118,99 @@ def test_an_idle_connection_is_small(pair: Pair) -> None:
         tracemalloc.stop()
 
 
+def begun(pair: Pair, idle_timeout_s: float = 60.0) -> tuple[QuicConnection, Connection]:
+    """Another client of the pair's, and the server that it has not spoken to yet."""
+    configuration = replace(pair.client.configuration, idle_timeout=idle_timeout_s)
+    client = QuicConnection(configuration=configuration)
+    client.connect(SERVER, now=pair.now)
+    return client, Connection(pair.configuration, client.original_destination_connection_id, datagrams=False)
+
+
+@pytest.mark.parametrize("after_the_handshake", [False, True])
+def test_a_handshake_message_that_never_ends_ends_the_connection(pair: Pair, after_the_handshake: bool) -> None:
+    """TLS lets one have 16 MiB, which anybody can announce; aioquic keeps what comes of it, and copies it each time."""
+    client, server = begun(pair)
+    epoch, kind, at = (Epoch.ONE_RTT, 0x41, 0) if after_the_handshake else (Epoch.INITIAL, 0, 0)
+    if after_the_handshake:
+        client, server = pair.client, pair.server
+    piece = b"\x01\xff\xff\xff" + bytes(1000)
+    for _ in range(200):
+        if after_the_handshake:
+            frame = b"\x06" + varint(at) + varint(len(piece)) + piece
+            keys, number = client._cryptos[epoch].send, client._packet_number
+            client._packet_number += 1
+            server.receive_datagram(seal_packet(keys, kind, client._peer_cid.cid, number, frame), CLIENT, pair.now)
+        else:
+            stream = client._crypto_streams[epoch] = QuicStream()
+            stream.sender._buffer_start = stream.sender._buffer_stop = at
+            stream.sender.write(piece)
+            client._loss._cc.bytes_in_flight = 0
+            for datagram, _ in client.datagrams_to_send(pair.now):
+                server.receive_datagram(datagram, CLIENT, pair.now)
+        at += len(piece)
+        server.datagrams_to_send(pair.now)
+        if server.ending:
+            break
+        assert len(server.tls._receive_buffer) <= MOST_OF_TLS + len(piece)
+    assert server.ending
+    assert server._close_event is not None
+    assert server._close_event.error_code == QuicErrorCode.CRYPTO_BUFFER_EXCEEDED
+
+
+@pytest.mark.parametrize("epoch", [Epoch.INITIAL, Epoch.ONE_RTT])
+def test_a_handshake_message_in_crumbs_ends_the_connection(pair: Pair, epoch: Epoch) -> None:
+    """Anybody can send them, from a forged address, and aioquic walks all ranges for each."""
+    client, server = (pair.client, pair.server) if epoch is Epoch.ONE_RTT else begun(pair)
+    for datagram, _ in client.datagrams_to_send(pair.now):
+        server.receive_datagram(datagram, CLIENT, pair.now)
+    crumbs = b"".join(b"\x06" + varint(50_000 + 2 * each) + b"\x01a" for each in range(MOST_GAPS + 1))
+    keys = client._cryptos[epoch].send
+    if epoch is Epoch.ONE_RTT:
+        packet = seal_packet(keys, 0x41, client._peer_cid.cid, client._packet_number, crumbs)
+    else:
+        number = client._packet_number
+        ids = b"".join(bytes([len(each)]) + each for each in (client._peer_cid.cid, client.host_cid))
+        length = (0x4000 | 2 + len(crumbs) + 16).to_bytes(2, "big")
+        head = b"\xc1\x00\x00\x00\x01" + ids + b"\x00" + length + number.to_bytes(2, "big")
+        packet = keys.encrypt_packet(head, crumbs, number)
+    assert server._close_event is None
+    server.receive_datagram(packet, CLIENT, pair.now)
+    assert server._close_event is not None
+    assert server._close_event.error_code == QuicErrorCode.CRYPTO_BUFFER_EXCEEDED
+
+
+def test_a_client_that_names_an_idle_timeout_of_zero_has_none(pair: Pair) -> None:
+    """RFC 9000 section 10.1; for aioquic it is over after three probe timeouts."""
+    client, server = begun(pair, idle_timeout_s=0.0)
+    for _ in range(4):
+        for datagram, _ in client.datagrams_to_send(pair.now):
+            server.receive_datagram(datagram, CLIENT, pair.now)
+        for datagram, _ in server.datagrams_to_send(pair.now):
+            client.receive_datagram(datagram, SERVER, pair.now)
+    assert server.established
+    assert server._close_at == pair.now + pair.configuration.idle_timeout
+
+
 def test_a_certificate_is_encoded_as_it_is() -> None:
     assert EncodedCertificate(b"der").public_bytes(Encoding.DER) == b"der"
     assert issubclass(KeyUnavailableError, CryptoError)
+
+
+@pytest.mark.parametrize(("retried_from", "proved"), [(CLIENT, True), (("192.0.2.99", 40000), False), (None, False)])
+def test_the_address_that_showed_a_retry_s_token_is_proved_and_no_other(
+    pair: Pair, retried_from: tuple[str, int] | None, proved: bool
+) -> None:
+    """RFC 9000 section 8.1.2. Whoever has a token may forge the address of the packets that come after it."""
+    client = QuicConnection(configuration=pair.client.configuration)
+    client.connect(SERVER, now=1.0)
+    (hello,) = [datagram for datagram, _ in client.datagrams_to_send(1.0)][:1]
+    server = Connection(
+        pair.configuration,
+        client.original_destination_connection_id,
+        datagrams=False,
+        retry_source_cid=b"retried!",
+        retried_from=retried_from,
+    )
+    server.receive_datagram(hello, CLIENT, 1.0)
+    assert server._network_paths[0].is_validated is proved
+    assert server._network_paths[0].can_send(1 << 20) is proved

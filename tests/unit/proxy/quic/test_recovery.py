@@ -14,7 +14,7 @@ from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacke
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.quic.recovery import BURST, Pacer, Recovery, ShortPacket
+from proxy.quic.recovery import BURST, MOST_AT_ONCE, Pacer, Recovery, ShortPacket
 
 
 def recovery(kind: type[QuicPacketRecovery], space: QuicPacketSpace) -> QuicPacketRecovery:
@@ -59,7 +59,7 @@ def test_the_short_way_and_aioquic_s_come_to_the_same(steps: list[tuple[int, lis
         for _ in range(count):
             for made, space, ear in zip((ours, theirs), spaces, heard, strict=True):
                 told = (lambda delivery, n, ear=ear: ear.append((delivery, n)), (number,))
-                packet = ShortPacket(number, eliciting=True, sent_time=now, sent_bytes=6000, handlers=[told])
+                packet = ShortPacket(number, True, now, 6000, [told])
                 made.on_packet_sent(packet=packet, space=space)
             number += 1
         ranges = RangeSet(range(each, each + 1) for each in wanted if each < number)
@@ -82,27 +82,63 @@ def test_a_window_that_is_not_used_does_not_grow() -> None:
     assert isinstance(made, Recovery)
     window = made.congestion_window
     for number in range(200):
-        packet = ShortPacket(number, eliciting=True, sent_time=1.0, sent_bytes=1200, handlers=[])
+        packet = ShortPacket(number, True, 1.0, 1200, [])
         made.on_packet_sent(packet=packet, space=space)
         made.acknowledge([(number, number + 1)], 0.0, 1.001, space)
     assert (made.congestion_window, made.bytes_in_flight) == (window, 0)
 
 
-@pytest.mark.parametrize("window", [12_000, 1_000_000, 1_000_000_000])
-def test_the_pacer_lets_a_burst_out_however_large_the_window(window: int) -> None:
-    """aioquic's let out one packet a wake-up at a gigabyte of window."""
+def burst(pacer: QuicPacketPacer, window: int, rtt: float) -> int:
+    """Packets that it lets out at once."""
+    pacer.update_rate(window, rtt)
+    pacer.update_bucket(now=100.0)
+    sent = 0
+    while pacer.next_send_time(now=100.0) is None and sent < 100:
+        pacer.update_after_send(now=100.0)
+        sent += 1
+    return sent
 
-    def burst(pacer: QuicPacketPacer) -> int:
-        pacer.update_rate(window, 0.0005)
-        pacer.update_bucket(now=100.0)
-        sent = 0
-        while pacer.next_send_time(now=100.0) is None and sent < 100:
-            pacer.update_after_send(now=100.0)
-            sent += 1
-        return sent
 
-    least = min(BURST, window // 4 // 1200)
-    assert least <= burst(Pacer(max_datagram_size=1200)) <= BURST + 2
+@pytest.mark.parametrize(
+    ("window", "rtt", "least", "most"),
+    [
+        (12_000, 0.0005, 2, 6),
+        (1_000_000, 0.0005, MOST_AT_ONCE, MOST_AT_ONCE + 1),
+        (1_000_000_000, 0.0005, MOST_AT_ONCE, MOST_AT_ONCE + 1),
+        (1_000_000, 0.05, BURST, BURST + 2),
+        (60_000, 0.05, 12, 14),
+    ],
+)
+def test_the_pacer_lets_out_what_its_rate_gives_until_a_timer_can_ring(
+    window: int, rtt: float, least: int, most: int
+) -> None:
+    """aioquic's let out one packet a wake-up at a gigabyte of window. On a longer path its burst stays what it was."""
+    assert least <= burst(Pacer(max_datagram_size=1200), window, rtt) <= most
+    if rtt > 0.01:
+        assert burst(QuicPacketPacer(max_datagram_size=1200), window, rtt) == burst(
+            Pacer(max_datagram_size=1200), window, rtt
+        )
+
+
+@given(st.integers(3_000, 1 << 31), st.floats(0.0001, 2.0), st.floats(0.0, 0.1), st.integers(0, 80))
+def test_many_packets_are_asked_for_and_spent_as_if_one_by_one(
+    window: int, rtt: float, waited: float, wanted: int
+) -> None:
+    at_once, singly = Pacer(max_datagram_size=1200), Pacer(max_datagram_size=1200)
+    assert at_once.allowance(1.0) is None
+    for pacer in (at_once, singly):
+        pacer.update_rate(window, rtt)
+        pacer.evaluation_time = 100.0 - waited
+    allowed = at_once.allowance(100.0)
+    assert allowed is not None
+    sent = 0
+    while sent < min(wanted, allowed):
+        assert singly.next_send_time(now=100.0) is None
+        singly.update_after_send(now=100.0)
+        sent += 1
+    at_once.spend(sent)
+    singly.update_bucket(now=100.0)
+    assert at_once.bucket_time == pytest.approx(singly.bucket_time, abs=1e-9)
 
 
 def test_a_loss_is_told() -> None:
@@ -110,7 +146,7 @@ def test_a_loss_is_told() -> None:
     made = recovery(Recovery, space)
     assert isinstance(made, Recovery)
     for number in range(6):
-        packet = ShortPacket(number, eliciting=True, sent_time=1.0, sent_bytes=100, handlers=[])
+        packet = ShortPacket(number, True, 1.0, 100, [])
         made.on_packet_sent(packet=packet, space=space)
     made.acknowledge([(0, 1)], 0.0, 1.01, space)
     assert not made.stirred
@@ -123,5 +159,5 @@ def test_the_privates_we_use_are_what_they_were() -> None:
     assert set(inspect.signature(QuicPacketRecovery._on_packets_lost).parameters) == {
         "self", "congestion_event", "now", "packets", "persistent_congestion", "space",
     }  # fmt: skip
-    ours = ShortPacket(1, eliciting=True, sent_time=1.0, sent_bytes=2, handlers=[])
+    ours = ShortPacket(1, True, 1.0, 2, [])
     assert all(hasattr(ours, each.name) for each in fields(QuicSentPacket))

@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from pathlib import Path
 
 import pytest
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import StreamDataReceived
+from aioquic.quic.events import DatagramFrameReceived, StreamDataReceived
+from aioquic.tls import Epoch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.certificate import development_certificate
+from proxy.quic import sending
 from proxy.quic.frames import varint
 from proxy.quic.sending import ACK_DELAY_S, Packet
 from tests.fakes.lossy_link import LossyLink
-from tests.fakes.quic import CLIENT, Pair
+from tests.fakes.quic import CLIENT, SERVER, Pair
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +153,65 @@ def test_a_reply_and_its_acknowledgement_are_one_packet(pair: Pair) -> None:
     assert pair.server.quiet(pair.now + ACK_DELAY_S)
     pair.client.receive_datagram(sent[0], ("192.0.2.2", 4433), pair.now)
     assert not pair.client._loss.spaces[2].ack_eliciting_in_flight
+
+
+def test_a_datagram_that_leaves_no_room_for_an_acknowledgement_does_not_wait_for_it(state_dir: Path) -> None:
+    pair = Pair(state_dir, alpn="inferlane/1", step_s=0.002)
+    pair.client.send_datagram_frame(b"ask")
+    for datagram, _ in pair.client.datagrams_to_send(pair.now):
+        pair.server.receive_datagram(datagram, CLIENT, pair.now)
+    assert pair.server._spaces[Epoch.ONE_RTT].ack_at is not None
+    reply = [bytes([each]) * pair.server.datagram_capacity for each in range(3)]
+    for each in reply:
+        pair.server.send_datagram_frame(each)
+    for datagram, _ in pair.server.datagrams_to_send(pair.now):
+        assert len(datagram) <= 1200
+        pair.client.receive_datagram(datagram, SERVER, pair.now)
+    pair.take()
+    assert [each.data for each in pair.client_events if isinstance(each, DatagramFrameReceived)] == reply
+
+
+def test_keys_change_long_before_their_cipher_wears_out(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 9001 section 6.6: AES-GCM protects 2^23 packets at most; a gateway's clients stay for weeks."""
+    monkeypatch.setattr(sending, "PACKETS_OF_A_KEY", 20)
+    server, phases = pair.server, []
+    server._renew_keys_at = 20
+    for _ in range(80):
+        stream_id = pair.client.get_next_available_stream_id()
+        pair.client.send_stream_data(stream_id, b"x", end_stream=True)
+        pair.run(2)
+        server.send_stream_data(stream_id, b"y", True)
+        pair.run(2)
+        phases.append(server._cryptos[Epoch.ONE_RTT].send.key_phase)
+    changes = sum(before != after for before, after in itertools.pairwise(phases))
+    assert changes >= 3
+    assert server.all_acknowledged
+    assert not pair.client._close_event and not server.ending
+
+
+def test_a_client_that_has_moved_is_answered_the_short_way_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path that it left is kept, in case that it comes back; nothing is to be said there."""
+    moved = ("192.0.2.9", 40001)
+
+    def ask() -> int:
+        stream_id = pair.client.get_next_available_stream_id()
+        pair.client.send_stream_data(stream_id, b"x", end_stream=True)
+        for _ in range(12):
+            pair.now += 0.002
+            for datagram, _ in pair.client.datagrams_to_send(pair.now):
+                pair.server.receive_datagram(datagram, moved, pair.now)
+            if not pair.server.quiet(pair.now):
+                for datagram, _ in pair.server.datagrams_to_send(pair.now):
+                    pair.client.receive_datagram(datagram, SERVER, pair.now)
+            pair.take()
+        return stream_id
+
+    ask()
+    assert (pair.server.validated_address, len(pair.server._network_paths)) == (moved, 2)
+    stream_id = ask()
+    monkeypatch.setattr(QuicConnection, "datagrams_to_send", None)
+    pair.server.send_stream_data(stream_id, b"y", True)
+    assert [address for _, address in pair.server.datagrams_to_send(pair.now)] == [moved]
 
 
 def test_an_acknowledgement_goes_alone_once_its_delay_is_over(pair: Pair) -> None:

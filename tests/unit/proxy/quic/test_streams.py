@@ -13,6 +13,7 @@ from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.quic.configuration import CONNECTION_WINDOW
 from proxy.quic.streams import ReceivedLimit, StreamKeeper
 from tests.fakes.quic import Pair
 
@@ -41,6 +42,54 @@ def test_the_window_follows_what_came_by_half_windows() -> None:
     limit.value *= 2
     assert limit.value == 1500
     assert isinstance(limit, Limit)
+
+
+def test_what_is_reset_is_not_kept_for_a_client_that_acknowledges_nothing(pair: Pair) -> None:
+    stream = asked(pair)
+    pair.server.send_stream_data(0, bytes(100_000))
+    pair.run(2)
+    assert pair.server.buffered(0) > 0
+    pair.server.reset_stream(0, 1)
+    assert pair.server.buffered(0) == len(stream.sender._buffer) == 0
+    pair.run(20)
+    assert 0 not in pair.server._streams  # the client has acknowledged it
+
+
+def far_ahead(pair: Pair, stream_id: int, offset: int) -> None:
+    """One byte there, and none before it."""
+    pair.client.send_stream_data(stream_id, b"x")
+    pair.run(2)
+    sender = pair.client._streams[stream_id].sender
+    sender._buffer += bytes(offset - sender._buffer_stop)
+    sender._buffer_stop = offset
+    pair.client.send_stream_data(stream_id, b"y")
+    pair.run(2)
+
+
+def test_bytes_behind_gaps_take_no_more_than_the_connection_s_window(pair: Pair) -> None:
+    """Each of these packets makes the server allocate 200,000 bytes: 25 MB in all, without the bound."""
+    for _ in range(120):
+        far_ahead(pair, pair.client.get_next_available_stream_id(), 200_000)
+    held = sum(len(each.receiver._buffer) for each in pair.server._streams.values())
+    assert CONNECTION_WINDOW // 2 < held <= CONNECTION_WINDOW
+
+
+@pytest.mark.parametrize("how", ["filled", "reset"])
+def test_a_gap_that_closes_gives_the_window_back(pair: Pair, how: str) -> None:
+    for _ in range(3):
+        stream_id = pair.client.get_next_available_stream_id()
+        far_ahead(pair, stream_id, 200_000)
+        assert pair.server._received.missing == 200_000
+        if how == "filled":
+            sender = pair.client._streams[stream_id].sender
+            sender._pending.add(1, 200_000)
+            sender.buffer_is_empty = False
+            pair.run(400)
+        else:
+            pair.client.reset_stream(stream_id, 0)
+            pair.run(4)
+        assert pair.server._received.missing == 0
+    assert pair.server._received.value >= 3 * 200_000 + CONNECTION_WINDOW // 2
 
 
 def test_a_stream_is_marked_by_writing_resetting_and_consuming(pair: Pair) -> None:

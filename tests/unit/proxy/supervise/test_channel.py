@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator
 
@@ -194,3 +195,40 @@ async def test_a_struct_crosses_as_plain_data(both: tuple[Channel, Channel]) -> 
     with pytest.raises(ChannelError):
         await ours.ask("unknown", timeout_s=5.0)
     assert heard == [{"name": "a"}]
+
+
+async def test_another_program_goes_on_in_the_middle_of_a_message() -> None:
+    """And an answer to what the first one asked is nobody's there."""
+    sock, other = channel_pair()
+    first = Channel(sock)
+    await first.start()
+    asking = asyncio.create_task(first.ask("slow", timeout_s=30.0))
+    said = msgspec.msgpack.encode(["tell", "word", "whole"])
+    frame = len(said).to_bytes(4, "big") + said
+    late = msgspec.msgpack.encode(["answer", 0, "late", None])
+    other.send(frame[:9])
+    async with asyncio.timeout(30.0):
+        while first.handed().held != frame[:9]:
+            await asyncio.sleep(0.01)
+    handed = first.handed()
+    assert (handed.fd, handed.next_number) == (sock.fileno(), 1) and os.get_inheritable(handed.fd)
+    assert first._transport is not None
+    first._transport.pause_reading()  # as after an exec, it is no more
+    heard: list[object] = []
+    second = Channel.adopt(msgspec.structs.replace(handed, fd=os.dup(handed.fd)))
+    second.told["word"] = heard.append
+    await second.start()
+    again = asyncio.create_task(second.ask("again", timeout_s=30.0))
+    answer = msgspec.msgpack.encode(["answer", 1, "ours", None])
+    other.send(frame[9:] + b"".join(len(each).to_bytes(4, "big") + each for each in (late, answer)))
+    assert await again == "ours" and heard == ["whole"]
+    other.close()
+    await asyncio.gather(first.close(), second.close())
+    await asyncio.gather(asking, return_exceptions=True)
+
+
+async def test_nothing_is_handed_over_while_something_is_to_be_written(both: tuple[Channel, Channel]) -> None:
+    ours, _ = both
+    ours.tell("long", bytes(4 << 20))
+    with pytest.raises(ChannelError, match="does not read"):
+        ours.handed()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,6 +27,7 @@ from backends.messages import Reply, Request
 from backends.pool_settings import PoolSettings
 from inferlane.errors import Reason, Refused
 from inferlane.oip import DATATYPES
+from proxy.supervise.channel import channel_pair
 from proxy.supervise.models import FIRST_PAUSE_S, LONGEST_PAUSE_S, Models, pause_s
 from qos.settings import BUILT_IN_CLASSES
 from tests.fakes import models
@@ -44,7 +47,7 @@ def pool_of(folder: Path, **files: bytes) -> PoolSettings:
 
 
 def models_for(pool: PoolSettings, state_dir: Path) -> Models:
-    return Models([pool], BUILT_IN_CLASSES, state_dir=state_dir, max_body=64 << 20)
+    return Models([pool], BUILT_IN_CLASSES, state_dir=state_dir, max_body=64 << 20, log_format="json")
 
 
 async def outcome(backend: Backend, request: Request) -> object:
@@ -160,6 +163,40 @@ async def test_it_is_started_again_at_the_same_sockets_and_ends_with_its_parent(
     assert list(state.iterdir()) == [] and running.pid is None
 
 
+@pytest.mark.parametrize("lacking", ["proxy.supervise.models.channel_pair", "os.pidfd_open"])
+async def test_it_comes_back_though_descriptors_had_run_out(tmp_path, monkeypatch, lacking):
+    running = models_for(pool_of(tmp_path, linear=models.linear()), tmp_path / "state")
+    await running.start()
+    has = channel_pair if "channel" in lacking else os.pidfd_open
+    tried: list[int] = []
+
+    def runs_out(*arguments: Any) -> Any:
+        tried.extend(arguments or [0])
+        if len(tried) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return has(*arguments)
+
+    monkeypatch.setattr(lacking, runs_out)
+    assert running.pid is not None
+    os.kill(running.pid, signal.SIGKILL)
+    await until(lambda: running.missing() == [] and running.restarts == 2)
+    if "pidfd" in lacking:  # nobody waits for that one, so it must be gone, and not be left as a zombie
+        assert not await asyncio.to_thread(Path(f"/proc/{tried[0]}").exists)
+    await running.close()
+
+
+async def test_one_that_hangs_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr("proxy.supervise.generation.WATCH_S", 0.1)
+    monkeypatch.setattr("proxy.supervise.generation.HUNG_S", 0.5)
+    running = models_for(pool_of(tmp_path, linear=models.linear()), tmp_path / "state")
+    await running.start()
+    pid = running.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    await until(lambda: running.pid not in (None, pid) and running.missing() == [])
+    await running.close()
+
+
 async def test_it_ends_when_its_parent_is_gone(tmp_path):
     running = models_for(pool_of(tmp_path, linear=models.linear()), tmp_path / "state")
     await running.start()
@@ -168,6 +205,7 @@ async def test_it_ends_when_its_parent_is_gone(tmp_path):
     running._watching.cancel()
     await child._channel.close()  # as the kernel does for a parent that was killed
     assert await asyncio.wait_for(child.exit_code(), PATIENCE_S) == 0
+    assert list((tmp_path / "state").iterdir()) == []  # nobody else knows of the directory any more
     await running.close()
 
 
@@ -204,7 +242,7 @@ async def test_another_program_goes_on_with_it(tmp_path):
     first = models_for(pool, tmp_path / "state")
     await first.start()
     handed = first.handed()
-    assert handed is not None and os.get_inheritable(handed.fd)
+    assert handed is not None and os.get_inheritable(handed.child.channel.fd)
     child = first.links()[0]
     second = models_for(pool, tmp_path / "state")
     # As after an exec: the first program is no more, and nothing of it was closed.
@@ -212,11 +250,14 @@ async def test_another_program_goes_on_with_it(tmp_path):
     first._watching.cancel()
     asyncio.get_running_loop().remove_reader(child._pidfd)
     os.close(child._pidfd)
-    assert child._channel._reading is not None
-    child._channel._reading.cancel()
-    await asyncio.gather(first._watching, child._channel._reading, return_exceptions=True)
-    await second.adopt(type(handed)(pid=handed.pid, fd=os.dup(handed.fd), folder=handed.folder, restarts=3))
-    assert (second.pid, second.sockets, second.missing(), second.restarts) == (handed.pid, first.sockets, [], 3)
+    assert child._channel._transport is not None
+    child._channel._transport.pause_reading()
+    await asyncio.gather(first._watching, return_exceptions=True)
+    channel = msgspec.structs.replace(handed.child.channel, fd=os.dup(handed.child.channel.fd))
+    await second.adopt(
+        type(handed)(child=msgspec.structs.replace(handed.child, channel=channel), folder=handed.folder, restarts=3)
+    )
+    assert (second.pid, second.sockets, second.missing(), second.restarts) == (child.pid, first.sockets, [], 3)
     (link,) = second.links()
     assert {each[0] for each in await link.ask("metrics", timeout_s=PATIENCE_S)} >= {"process_cpu_seconds"}
     second.use_classes(BUILT_IN_CLASSES[:2])

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import subprocess
 import sys
 
 import pytest
+from structlog.testing import capture_logs
 
 from proxy.config.loading import load_text
-from proxy.supervise.supervisor import workers_of
+from proxy.supervise.cpus import available
+from proxy.supervise.supervisor import _whenever, workers_of
 
 LEAST = """\
 listeners: [{name: a, bind: ["127.0.0.1:0"], accept: [udp]}]
@@ -28,9 +30,30 @@ def test_it_stays_small_for_it_loads_no_quic_no_models_and_no_faster_loop() -> N
 @pytest.mark.parametrize(("written", "count"), [("", 1), ("workers: 3", 3), ("workers: auto", None)])
 def test_how_many_workers(written: str, count: int | None) -> None:
     config, _ = load_text(LEAST + written, "gateway.yaml")
-    assert workers_of(config) == (count or len(os.sched_getaffinity(0)))
+    assert workers_of(config) == (count or available())
 
 
 def test_auto_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(192)))
+    monkeypatch.setattr("proxy.supervise.supervisor.available", lambda: 192)
     assert workers_of(load_text(LEAST + "workers: auto", "gateway.yaml")[0]) == 64
+
+
+async def test_a_signal_that_could_not_be_acted_on_is_not_the_last() -> None:
+    """As when there is no thread left to read the file in."""
+    happens, done = asyncio.Event(), asyncio.Event()
+    tried = []
+
+    async def act() -> None:
+        tried.append(1)
+        if len(tried) == 1:
+            happens.set()
+            raise RuntimeError("can't start new thread")
+        done.set()
+
+    acting = asyncio.create_task(_whenever(happens, act))
+    happens.set()
+    with capture_logs() as logged:
+        async with asyncio.timeout(10.0):
+            await asyncio.wait([acting, asyncio.create_task(done.wait())], return_when=asyncio.FIRST_COMPLETED)
+    assert done.is_set() and [each["log_level"] for each in logged] == ["error"]
+    acting.cancel()

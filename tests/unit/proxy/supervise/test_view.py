@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from proxy.telemetry.metrics import Metrics
 from qos.promise import Report
 from tests.fakes.answered import answered_request
 from tests.fakes.fleet import watched_pool
-from tests.fakes.workers import FakeFleet, FakeWorker
+from tests.fakes.workers import HUNG_S, FakeFleet, FakeWorker
 
 
 class Site:
@@ -96,6 +97,22 @@ async def test_a_killed_worker_s_last_counts_stay_though_nobody_said_goodbye(sit
     assert await site.requests() == 5
     await site.fleet.kill(second)
     assert await site.requests() == 5
+
+
+async def test_one_that_dies_while_another_is_waited_for_is_counted_once(site):
+    first, second = await site.add(), await site.add()
+    site.finish(first, 2)
+    site.finish(second, 3)
+    assert await site.requests() == 5
+    site.finish(first)
+    second.hung = True
+    scraping = asyncio.create_task(site.requests())
+    await asyncio.sleep(HUNG_S / 2)  # the first has answered by now
+    await site.fleet.kill(first)
+    site.view.departed(first)
+    told = await scraping
+    assert 5 <= told <= 6
+    assert await site.requests() == told
 
 
 async def test_one_that_hangs_is_told_and_its_counts_stay(site):

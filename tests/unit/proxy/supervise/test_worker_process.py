@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +16,8 @@ import pytest
 
 from proxy.supervise.channel import Channel, channel_pair
 from proxy.supervise.worker_process import WorkerFailedError, WorkerProcess, said
+
+PATIENCE_S = 30.0
 
 
 @pytest.fixture
@@ -77,6 +81,28 @@ async def test_whoever_does_not_end_in_time_is_killed(begin, tmp_path: Path) -> 
         await asyncio.sleep(0.01)
     worker.signal(signal.SIGTERM)
     assert await worker.end(within_s=0.05) == -signal.SIGKILL
+
+
+async def test_one_that_somebody_else_waited_for_has_ended_all_the_same(begin) -> None:
+    """The kernel does, where whoever started us ignores SIGCHLD."""
+    worker, _ = await begin("exec sleep 60")
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitpid(worker.pid, 0)  # noqa: ASYNC222  it is dead, and the loop must not be first
+    assert await asyncio.wait_for(worker.exit_code(), PATIENCE_S) == 0
+    assert worker.gone
+
+
+async def test_one_that_cannot_be_watched_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+    process = subprocess.Popen(["/bin/sleep", "60"])  # noqa: ASYNC220
+    ours, its = channel_pair()
+    with its, pytest.raises(OSError, match="Too many open files"):
+        WorkerProcess.of(process, ours, name="worker 0.0", place=0, generation=0)
+    assert process.returncode == -signal.SIGKILL
+    assert ours.fileno() == -1
 
 
 @pytest.mark.parametrize(

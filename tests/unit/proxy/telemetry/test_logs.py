@@ -54,6 +54,28 @@ def test_json_says_when_how_bad_and_what_first(stream):
     assert told["nothing"] is None
 
 
+class Happened(Line):
+    """A prepared line."""
+
+    count: int
+
+
+@pytest.mark.parametrize("layout", ["json", "console"])
+def test_of_several_processes_each_line_says_which_wrote_it(stream, layout):
+    configure(layout, "info", stream, worker="worker 0.1")
+    structlog.get_logger().info("something_happened", count=1)
+    prepared = direct()
+    assert prepared is not None
+    prepared.write(Happened(timestamp="now", level="info", event="something_happened", count=1))
+    logging.getLogger("library").error("something")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert line.endswith(b',"worker":"worker 0.1"}' if layout == "json" else b" worker='worker 0.1'"), line
+    if layout == "json":
+        assert [json.loads(line)["worker"] for line in lines] == ["worker 0.1"] * 3
+
+
 def test_console_leaves_out_what_has_no_value_and_quotes_what_has_spaces():
     line = log_line("console", listener="main", detail="no place left", nothing=None, seconds=0.5).decode()
     assert line.endswith("Z info     something_happened listener=main detail='no place left' seconds=0.5\n")
