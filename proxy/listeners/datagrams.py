@@ -15,8 +15,8 @@ from proxy.listeners.exchanges import Exchanges
 from proxy.listeners.quic import Peer
 from proxy.protocols.answers import problem
 from proxy.protocols.cookies import CookieJar
-from proxy.protocols.holdings import Holdings
-from proxy.protocols.inference import Cancelled, Dropped, InferenceServer, Key, Message, Send
+from proxy.protocols.holdings import Holdings, Key
+from proxy.protocols.inference import Cancelled, Dropped, InferenceServer, Message, Send
 from proxy.protocols.native import error_header, inference, reply_header
 from qos.timeline import Timeline
 

@@ -247,10 +247,11 @@ class Receiving(StreamKeeper):
         self._newest.clear()
 
     def _received_all(self, stream: QuicStream, size: int) -> None:
+        """Of a stream that is over now, what comes late is judged by its final size until something is sent, as aioquic
+        does; then it is forgotten, and what comes still later is ignored (RFC 9000 sections 3.2 and 4.5)."""
         stream.receiver._final_size = size
         stream.receiver.is_finished = True
-        if stream.sender.is_finished:
-            self._discard(stream)
+        self._look = self._look or stream.sender.is_finished
 
     def _take_ack(self, plain: bytes, at: int, now: float) -> int:
         ack = frames.read_ack(plain, at)

@@ -269,7 +269,10 @@ async def watch(worker: WorkerProcess) -> None:
             _log.error("worker_hung", worker=worker.name, pid=worker.pid, detail=f"no answer for {patience_s:g} s")
             worker.signal(signal.SIGKILL)
         except OSError:  # it hung up, and ends; or it does not know how it is yet
-            continue
+            if worker.lost:
+                await asyncio.sleep(KILL_S)
+                _log.error("worker_hung", worker=worker.name, pid=worker.pid, detail="it hung up, and did not end")
+                worker.signal(signal.SIGKILL)
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:

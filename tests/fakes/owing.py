@@ -180,4 +180,8 @@ def _connected(address: tuple[str, int]) -> ssl.SSLSocket:
     return unchecked.wrap_socket(sock)
 
 
-DOORS: dict[str, Callable[[AsyncExitStack, tuple[str, int]], Awaitable[Client]]] = {"h3": _h3, "stream": _stream, "h1": _h1}
+DOORS: dict[str, Callable[[AsyncExitStack, tuple[str, int]], Awaitable[Client]]] = {
+    "h3": _h3,
+    "stream": _stream,
+    "h1": _h1,
+}

@@ -390,19 +390,10 @@ def test_in_a_full_class_the_client_with_the_most_makes_room_for_one_with_less()
     assert [entry.item for entry in queue.room_for(0, 8, "third") or []] == ["most 1"]
 
 
-@given(
-    st.lists(st.floats(0, 1), min_size=1, max_size=6),
-    st.data(),
-    st.integers(0, MOST_PASSED_OVER + 1),
-    st.floats(0, 6),
-)
-def test_a_turn_that_nobody_else_waited_for_is_a_turn_like_any_other(
-    shares: list[float], data: st.DataObject, passed_over: int, credit: float
-) -> None:
-    rank = data.draw(st.integers(0, len(shares) - 1))
-    turns = [Turns(share) for share in shares]
-    turns[rank].passed_over, turns[rank].credit = passed_over, credit
-    alone = copy.copy(turns[rank])
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.integers(0, MOST_PASSED_OVER + 1), st.floats(0, 6))
+def test_a_turn_that_no_other_waits_for_is_a_turn_like_any(shares: list[float], passed: int, credit: float) -> None:
+    turns = [Turns(shares[0], passed, credit), *map(Turns, shares[1:])]
+    alone = copy.copy(turns[0])
     alone.taken_alone(len(shares))
-    took_turn(turns, [each == rank for each in range(len(shares))], rank)
-    assert (alone.passed_over, alone.credit) == (turns[rank].passed_over, turns[rank].credit)
+    took_turn(turns, [True] + [False] * len(shares[1:]), 0)
+    assert (alone.passed_over, alone.credit) == (turns[0].passed_over, turns[0].credit)

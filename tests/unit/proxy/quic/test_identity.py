@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import HandshakeCompleted
+from aioquic.quic.events import ConnectionIdIssued, HandshakeCompleted
 from aioquic.tls import Context, SessionTicket
 from hypothesis import given
 from hypothesis import strategies as st
@@ -155,3 +155,24 @@ def test_two_who_answer_each_other_s_resets_stop(pair: Pair) -> None:
     while (answer := stateless_reset(KEYS.reset, said, bytes(32))) is not None:
         said, turns = answer, turns + 1
     assert turns < 25
+
+
+def test_an_id_is_told_before_the_client_can_use_it(pair: Pair) -> None:
+    """quic-go takes a new one with its first packets after the handshake: unknown then, they were answered by a reset,
+    and Caddy could not speak to us."""
+    meeting = Meeting(pair, KEYS)
+    server, client = meeting.server, meeting.client
+    for _ in range(3):
+        client.change_connection_id()  # the one that it retires is replaced
+        client.send_ping(1)
+        meeting.now += 0.05
+        for datagram, _ in client.datagrams_to_send(meeting.now):
+            server.receive_datagram(datagram, CLIENT, meeting.now)
+        told = set()
+        while (event := server.next_event()) is not None:
+            if isinstance(event, ConnectionIdIssued):
+                told.add(event.connection_id)
+        unsent = {each.cid for each in server._host_cids if not each.was_sent}
+        assert unsent
+        assert unsent <= told
+        meeting.run(3)

@@ -29,7 +29,6 @@ from proxy.supervise.generation import (
 from proxy.supervise.start import ConfigText, Start
 from proxy.supervise.worker_process import WorkerProcess
 
-
 _TEXT = ConfigText(path="gateway.yaml", started="")
 
 
@@ -88,14 +87,19 @@ async def test_one_that_hangs_is_killed_and_one_that_answers_is_left_alone(
     assert (worker.signals, worker.answers, worker.patience_s) == ([signal.SIGKILL], -1, patience_s)
 
 
-@pytest.mark.parametrize("state", ["starting", "draining"])
-async def test_one_that_hangs_while_it_starts_or_is_seen_out_is_killed(monkeypatch, state: str) -> None:
+@pytest.mark.parametrize(("state", "hears"), [("starting", True), ("draining", True), ("draining", False)])
+async def test_one_that_hangs_while_it_starts_or_is_seen_out_is_killed(monkeypatch, state: str, hears: bool) -> None:
     """It may hold what the others wait for then, too."""
     monkeypatch.setattr("proxy.supervise.generation.WATCH_S", 0.01)
     monkeypatch.setattr("proxy.supervise.generation.HUNG_S", 0.1)
     monkeypatch.setattr("proxy.supervise.generation.STARTS_HUNG_S", 0.1)
+    monkeypatch.setattr("proxy.supervise.generation.KILL_S", 0.1)
     started = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: started(["/bin/sleep", "60"]))
+
+    def sleeping(_: object, *, pass_fds: Sequence[int], **__: object) -> subprocess.Popen[bytes]:
+        return started(["/bin/sleep", "60"], pass_fds=pass_fds if hears else ())
+
+    monkeypatch.setattr(subprocess, "Popen", sleeping)
     generation = Generation(0, range(1), document, greet=greeted, left=lambda _: None)
     worker = await generation._spawn(0)
     worker.state = state  # type: ignore[assignment]
