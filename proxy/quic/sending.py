@@ -8,9 +8,10 @@ resets, key updates and closing stay with aioquic's own code, which then writes 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from aioquic.quic.connection import Limit, QuicConnectionState
+from aioquic.quic.connection import END_STATES, Limit, QuicConnectionState
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
@@ -20,7 +21,7 @@ from proxy.quic.full_packets import FIRST_BYTE, FullPackets
 from proxy.quic.protection import PACKET_OVERHEAD, seal_packet
 from proxy.quic.recovery import MOST_UNHEARD, ShortPacket
 
-__all__ = ["ACK_DELAY_S", "PACKETS_OF_A_KEY", "Packet", "Sending"]
+__all__ = ["ACK_DELAY_S", "FORGOTTEN_EVERY_S", "PACKETS_OF_A_KEY", "Packet", "Sending"]
 
 ACK_DELAY_S = 0.005
 """Longest wait of an acknowledgement for a reply to ride on; we advertise 25 ms (RFC 9000 section 18.2)."""
@@ -30,6 +31,9 @@ down without acknowledgements (RFC 9000 section 13.2.2)."""
 PACKETS_OF_A_KEY = 1 << 22
 """From which both sides go on to the next: AES-GCM protects 2^23 packets (RFC 9001 section 6.6), a quarter of an hour
 of one busy connection, and aioquic does not count."""
+FORGOTTEN_EVERY_S = 0.25
+"""Connections that have ended are forgotten together: a wake-up for each costs more than what is then to be done. One
+may linger for longer than its three probe timeouts (RFC 9000 section 10.2)."""
 _CONNECTED = QuicConnectionState.CONNECTED
 _PING = b"\x01"
 _LEAST_PAYLOAD = 2  # header protection samples from 4 bytes behind the start of a number of 2
@@ -74,6 +78,8 @@ class Sending(FullPackets):
         At one request in flight two of 3.5 wake-ups a request have nothing to say: the acknowledgement waits for its
         delay, and what the client acknowledged needs no answer. False whenever in doubt.
         """
+        if self._state is not _CONNECTED and self._state in END_STATES:
+            return True
         return self._ordinary() and not (self._acknowledgement_due(now) or self._has_frames())
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
@@ -93,7 +99,7 @@ class Sending(FullPackets):
         if space is None or self._close_at is None or not self._network_paths[0].is_validated:
             return super().get_timer()
         if self._state is not _CONNECTED:
-            return self._close_at
+            return math.ceil(self._close_at / FORGOTTEN_EVERY_S) * FORGOTTEN_EVERY_S
         lost_at = space.loss_time
         if lost_at is None and space.ack_eliciting_in_flight:
             lost_at = recovery._time_of_last_sent_ack_eliciting_packet + recovery.probe_s * (1 << recovery._pto_count)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import DatagramFrameReceived, StreamDataReceived
+from aioquic.quic.events import ConnectionTerminated, DatagramFrameReceived, StreamDataReceived
 from aioquic.tls import Epoch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -222,6 +222,25 @@ def test_an_acknowledgement_goes_alone_once_its_delay_is_over(pair: Pair) -> Non
     due = pair.server.get_timer()
     assert due == pair.now + ACK_DELAY_S
     assert len(pair.server.datagrams_to_send(due)) == 1
+
+
+def test_connections_that_have_ended_are_forgotten_together_and_none_too_soon(state_dir: Path) -> None:
+    instants = set()
+    for wait_s in (0.0, 0.01, 0.02):
+        pair = Pair(state_dir, step_s=0.002)
+        pair.now += wait_s
+        pair.client.close()
+        for datagram, _ in pair.client.datagrams_to_send(pair.now):
+            pair.server.receive_datagram(datagram, CLIENT, pair.now)
+        due = pair.server.get_timer()
+        assert due is not None
+        assert pair.server.quiet(pair.now)
+        assert pair.now + 3 * pair.server._loss.get_probe_timeout() <= due < pair.now + 1
+        pair.server.handle_timer(due)
+        pair.take()
+        assert isinstance(pair.server_events[-1], ConnectionTerminated)
+        instants.add(due)
+    assert len(instants) == 1
 
 
 def test_hundreds_of_streams_that_wait_are_not_looked_at(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
