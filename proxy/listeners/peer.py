@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from qos.traffic_class import TrafficClass
 
 __all__ = ["WRITE_AHEAD", "Home", "Peer", "Session", "SessionFor"]
 
+_CANCELLED = 0x10C  # H3_REQUEST_CANCELLED (RFC 9114 section 8.1); under inferlane/1 the same number means the same
 WRITE_AHEAD = 256 * 1024
 """Unacknowledged reply bytes of one stream before its backend is made to wait."""
 
@@ -60,6 +62,7 @@ class Home(Protocol):
 
     marks: Marks
     session_for: SessionFor
+    counts: Counter[str]
 
     def learn(self, cid: bytes, peer: Peer) -> None:
         """One more id of this connection."""
@@ -141,6 +144,13 @@ class Peer:
         """Have the client say that it is still there: whatever gets a PING acknowledges it (RFC 9000 section 19.2)."""
         self.quic.send_ping(0)
         self.touch()
+
+    def let_go_of_untaken(self, now: float) -> None:
+        """Break off whole replies that the client does not take: nothing else would ever end them."""
+        broken_off = self.quic.let_go_of_untaken(now, _CANCELLED)
+        if broken_off:
+            self.listener.counts["untaken"] += broken_off
+            self.touch()
 
     def touch(self) -> None:
         """Something was written: flush before the loop sleeps again."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Notices QUIC clients that vanished while something works for them: they are asked, and given up when silent for long.
 
+And those that are there, but do not take their replies (proxy/quic/untaken.py).
+
 QUIC would wait for its idle timeout, a minute, as long as the gateway has nothing to send that could stay unanswered.
 """
 
@@ -33,6 +35,10 @@ class Watched(Protocol):
 
     def ask(self) -> None:
         """Have the client say that it is there."""
+        ...
+
+    def let_go_of_untaken(self, now: float) -> None:
+        """Drop replies that it does not take."""
         ...
 
 
@@ -79,7 +85,9 @@ class Vigil(Generic[Peer]):
             match verdict(now - peer.heard) if peer.busy else "":
                 case "gone":
                     self._gone(peer)
+                    continue
                 case "ask":
                     peer.ask()
+            peer.let_go_of_untaken(now)
         if self._peers:
             self.begin()

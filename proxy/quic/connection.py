@@ -43,6 +43,7 @@ from proxy.quic.connection_ids import ConnectionIds
 from proxy.quic.handshake import Opening
 from proxy.quic.identity import Identified, Identity
 from proxy.quic.sending import Sending
+from proxy.quic.untaken import Untaken
 
 __all__ = [
     "Connection",
@@ -95,6 +96,7 @@ class Connection(Sending, Opening, Identified):
         self._retried_from = retried_from
         self._datagrams = datagrams
         self._consumed: dict[int, int] = {}
+        self._untaken = Untaken()
         self.datagrams_dropped = 0
 
     def consume(self, stream_id: int, count: int) -> bool:
@@ -153,6 +155,22 @@ class Connection(Sending, Opening, Identified):
             for stream_id, stream in self._streams.items()
             if stream_id % 4 == 0
         )
+
+    def let_go_of_untaken(self, now: float, error_code: int) -> int:
+        """Reset the streams whose whole replies stood still for too long -> how many."""
+        late = self._untaken.look(
+            (
+                (stream_id, stream.sender._buffer_start)
+                for stream_id, stream in self._streams.items()
+                if stream.sender._buffer_fin is not None
+                and stream.sender._reset_error_code is None
+                and not stream.sender.is_finished
+            ),
+            now,
+        )
+        for stream_id in late:
+            self.stop_sending(stream_id, error_code)
+        return len(late)
 
     @property
     def _datagrams_on_their_way(self) -> bool:

@@ -57,6 +57,8 @@ def configure(
         cache_logger_on_first_use=False,  # a later `configure` (reload, tests) must reach loggers already in use
     )
     logging.basicConfig(handlers=[_FromLibraries()], level=max(logging.WARNING, _number(level)), force=True)
+    # aioquic warns of each fault of a client: a line for every forged packet of a flood.
+    logging.getLogger("quic").setLevel(logging.ERROR)
     return output
 
 

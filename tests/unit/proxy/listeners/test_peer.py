@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
 import pytest
@@ -34,6 +34,9 @@ class FakeQuic:
     def let_go(self) -> None:
         self.let_go_of = True
 
+    def let_go_of_untaken(self, now: float, error_code: int) -> int:
+        return int(now)
+
     def handle_timer(self, now: float) -> None:
         if self.broken:
             raise RuntimeError("a bug")
@@ -46,6 +49,7 @@ class FakeHome:
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
         self.marks: Any = None
+        self.counts: Counter[str] = Counter()
 
     def session_for(self, peer: Peer, alpn: str) -> FakeHome:
         self.heard.append(("session", alpn))
@@ -140,3 +144,11 @@ def test_a_peer_is_named_by_where_it_was_first() -> None:
     assert repr(peer) == "<Peer 192.0.2.1:40000 None>"
     quic.validated_address = ("192.0.2.9", 5)  # type: ignore[assignment]
     assert peer.address == ("192.0.2.9", 5)
+
+
+def test_replies_that_are_broken_off_are_counted_and_told_at_once() -> None:
+    home, _, peer = a_peer()
+    peer.let_go_of_untaken(0.0)
+    assert (home.counts["untaken"], home.heard) == (0, [])
+    peer.let_go_of_untaken(2.0)
+    assert (home.counts["untaken"], home.heard) == (2, [("flush",)])

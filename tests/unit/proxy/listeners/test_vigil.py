@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -28,6 +28,10 @@ class Client:
     busy: bool = True
     there: bool = True
     asked: int = 0
+    looked_at: list[float] = field(default_factory=list)
+
+    def let_go_of_untaken(self, now: float) -> None:
+        self.looked_at.append(now)
 
     def ask(self) -> None:
         self.asked += 1

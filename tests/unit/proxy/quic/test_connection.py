@@ -18,6 +18,7 @@ from aioquic.quic.stream import QuicStream
 
 from proxy.quic.configuration import CONNECTION_WINDOW, STREAM_WINDOW
 from proxy.quic.connection import MAX_DATAGRAM_QUEUE
+from proxy.quic.untaken import UNTAKEN_S
 from tests.fakes.quic import CLIENT, SERVER, Pair
 
 VERSIONS = [QuicProtocolVersion.VERSION_1]
@@ -265,3 +266,22 @@ def test_a_connection_that_has_ended_is_not_left_to_the_garbage_collector(pair: 
         assert left() is None
     finally:
         gc.enable()
+
+
+def test_a_reply_that_is_never_taken_is_broken_off_once_and_one_that_is_taken_never(pair: Pair) -> None:
+    stream_id = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(stream_id, b"?", end_stream=True)
+    pair.run()
+    pair.server.send_stream_data(stream_id, bytes(50_000), end_stream=True)
+    assert pair.server.let_go_of_untaken(pair.now, 0x10C) == 0
+    assert pair.server.let_go_of_untaken(pair.now + UNTAKEN_S - 1, 0x10C) == 0
+    assert pair.server.let_go_of_untaken(pair.now + UNTAKEN_S, 0x10C) == 1
+    assert pair.server.buffered(stream_id) == 0
+    assert pair.server.let_go_of_untaken(pair.now + 3 * UNTAKEN_S, 0x10C) == 0
+    taken = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(taken, b"?", end_stream=True)
+    pair.run()
+    pair.server.send_stream_data(taken, bytes(500), end_stream=True)
+    pair.run()
+    for _ in range(3):
+        assert pair.server.let_go_of_untaken(pair.now + 4 * UNTAKEN_S, 0x10C) == 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aioquic.quic.events import QuicEvent, StreamDataReceived, StreamReset
 from aioquic.tls import Epoch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.certificate import development_certificate
@@ -81,6 +81,8 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
+@example(seed=359220837, packets=3, alpn="h3")  # one packet ends a stream and then goes on beyond that end
+@example(seed=149283140, packets=3, alpn="h3")
 @given(seed=st.integers(0, 1 << 30), packets=st.integers(1, 8), alpn=st.sampled_from(["h3", "inferlane/1"]))
 def test_both_ways_leave_the_same_connection(state_dir: Path, seed: int, packets: int, alpn: str) -> None:
     short, long = (Pair(state_dir, alpn=alpn, step_s=0.002) for _ in range(2))
@@ -157,8 +159,9 @@ def serve(pair: Pair) -> None:
     server = pair.server
     pair.take()
     for event in pair.server_events:
-        over = isinstance(event, StreamReset) or (isinstance(event, StreamDataReceived) and event.end_stream)
-        if over and event.stream_id % 4 == 0 and not server.replied(event.stream_id):
+        if not isinstance(event, StreamReset) and not (isinstance(event, StreamDataReceived) and event.end_stream):
+            continue
+        if event.stream_id % 4 == 0 and not server.replied(event.stream_id):
             server.send_stream_data(event.stream_id, b"answer", end_stream=True)
     for _ in range(2):
         pair.now += 0.002

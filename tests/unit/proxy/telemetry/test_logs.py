@@ -237,3 +237,12 @@ def test_the_short_way_is_shut_where_others_configure_logging(stream):
     structlog.reset_defaults()
     assert direct() is None
     assert not stream.getvalue()
+
+
+def test_a_client_s_fault_in_quic_is_no_line() -> None:
+    stream = io.BytesIO()
+    output = configure("json", "info", stream)
+    logging.getLogger("quic").warning("[ab] Error: 10, reason: forged")
+    logging.getLogger("other").warning("seen")
+    output.flush()
+    assert [b"seen" in line for line in stream.getvalue().splitlines()] == [True]
