@@ -16,7 +16,7 @@ from aioquic.quic.packet import QuicErrorCode
 from aioquic.tls import Epoch
 
 from proxy.listeners.quic import WRITE_AHEAD, Peer
-from proxy.quic import configuration
+from proxy.quic import configuration, untaken
 from tests.fakes.live_gateway import LiveGateway, eventually, live_gateway, write_config
 from tests.fakes.numbered_oip import INFER, MIB, answer_to, body_of, numbered_oip, ran_once
 from tests.fakes.quiet_log import quiet_log
@@ -159,6 +159,23 @@ async def test_a_whole_reply_to_a_client_that_falls_silent_is_kept_until_it_is_i
         await gateway.reaches("inferlane_requests_total", 1, reason="ok")
         assert owed(gateway) >= len(answer_to(1))
         await gateway.reaches("inferlane_quic_connections", 0)
+    ran_once(server, [1])
+
+
+async def test_a_whole_reply_that_is_never_taken_is_broken_off_though_its_client_talks(
+    gateway: LiveGateway, server: ScriptedOip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(untaken, "UNTAKEN_S", 1.0)
+    async with http3(gateway.address, window=1) as client:
+        client.stall()
+        asked = client.send(INFER, body_of(1))
+        await gateway.reaches("inferlane_requests_total", 1, reason="ok")
+        talk = asyncio.create_task(chat(client))
+        await asked.over()
+        talk.cancel()
+        assert asked.reset is not None
+        assert owed(gateway) == 0
+        assert client.terminated is None
     ran_once(server, [1])
 
 
