@@ -53,6 +53,7 @@ SHELLS = {
     "backends/outcome.py": "words without code",
     "proxy/sockets/addresses.py": "words without code",
     "proxy/sockets/linux.py": "numbers",
+    "proxy/supervise/child.py": "begins a process: tests/integration/test_workers.py",
     "proxy/supervise/edition.py": "puts parts together: tests/integration/test_workers.py and test_upgrade.py",
     "proxy/supervise/fleet.py": "moves workers: tests/integration/test_workers.py and test_upgrade.py",
     "proxy/supervise/reloading.py": "asks workers: tests/integration/test_workers.py and test_reload.py",

@@ -12,8 +12,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,13 +22,11 @@ from typing import Literal
 import msgspec
 import structlog
 
-import qos
 from backends.errors import BackendError
 from backends.pool_settings import PoolSettings
-from proxy.supervise.channel import channel_pair
 from proxy.supervise.generation import watch
 from proxy.supervise.models_start import Model, ModelsStart, classes_of, local_models, models_of
-from proxy.supervise.worker_process import HandedWorker, WorkerFailedError, WorkerProcess
+from proxy.supervise.worker_process import HandedWorker, WorkerFailedError, WorkerProcess, spawned
 from qos.settings import ClassSettings
 
 __all__ = ["Handed", "Models", "pause_s"]
@@ -182,21 +178,7 @@ class Models:
             raise BackendError(str(error)) from None
 
     def _started(self) -> WorkerProcess:
-        ours, its = channel_pair()
-        try:
-            process = subprocess.Popen(
-                # -P: never import from the directory that somebody happened to start us in.
-                [sys.executable, "-P", "-m", "proxy.supervise.models_child", "--fd", str(its.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[its.fileno()],
-                env={**os.environ, "PYTHONPATH": str(Path(qos.__path__[0]).parent)},
-                process_group=0,  # what the terminal sends to all is for the supervisor alone
-            )
-        except OSError:
-            ours.close()
-            raise
-        finally:
-            its.close()
+        process, ours = spawned("proxy.supervise.models_child")
         name = f"models {self._generation}.{self.restarts}"
         return WorkerProcess.of(process, ours, name=name, place=-1, generation=self._generation)
 

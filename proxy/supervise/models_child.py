@@ -7,11 +7,9 @@ know it by. It finishes what it has and ends when it is told to, or when nobody 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import uvloop
 
 from backends.errors import BackendError
 from backends.pool_settings import PoolSettings
@@ -29,6 +26,7 @@ from proxy.listeners.tcp import more_descriptors
 from proxy.serve import ModelServer
 from proxy.server import settle
 from proxy.supervise.channel import Channel
+from proxy.supervise.child import run_child
 from proxy.supervise.models_start import Class, Model, ModelsStart
 from proxy.telemetry import logs
 from proxy.telemetry.exposition import process
@@ -152,23 +150,9 @@ def _classes(classes: Sequence[Class]) -> list[ClassSettings]:
     ]
 
 
-async def _work(fd: int) -> int:
-    os.set_inheritable(fd, False)
-    channel = Channel(socket.socket(fileno=fd))
-    child = Child(channel)
-    await channel.start()
-    return await child.run()
-
-
 def main() -> int:
     """The process."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fd", type=int, required=True, help="one end of the channel")
-    fd = parser.parse_args().fd
-    for each in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
-        signal.signal(each, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whatever it was when it was started
-    return uvloop.run(_work(fd))
+    return run_child(__doc__, Child)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ more to tell it anything; each time it finishes what it has. All other signals a
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvloop
 
 from backends.errors import BackendError
 from backends.ledger.segment import Ledger
@@ -30,6 +28,7 @@ from proxy.quic.connection_ids import ConnectionIds
 from proxy.reload import Merged, merge
 from proxy.server import Gateway, Part, settle
 from proxy.supervise.channel import Channel
+from proxy.supervise.child import run_child
 from proxy.supervise.documents import worker_answers
 from proxy.supervise.start import Start, config_of
 from proxy.telemetry import logs
@@ -183,23 +182,9 @@ def _line(error: Exception) -> str:
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
-async def _work(fd: int) -> int:
-    os.set_inheritable(fd, False)
-    channel = Channel(socket.socket(fileno=fd))
-    worker = Worker(channel)
-    await channel.start()
-    return await worker.run()
-
-
 def main() -> int:
     """The process."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fd", type=int, required=True, help="one end of the channel")
-    fd = parser.parse_args().fd
-    for each in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
-        signal.signal(each, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whatever it was when it was started
-    return uvloop.run(_work(fd))
+    return run_child(__doc__, Worker)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,7 @@ import qos
 from proxy.supervise.channel import Channel, HandedChannel, channel_pair
 from proxy.supervise.start import Start
 
-__all__ = ["HandedWorker", "WorkerFailedError", "WorkerProcess", "said"]
+__all__ = ["HandedWorker", "WorkerFailedError", "WorkerProcess", "said", "spawned"]
 
 LAST_WORD_S = 0.5
 """For what a process said before it ended, which is in the kernel by then."""
@@ -43,6 +43,26 @@ class HandedWorker(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     since: float
     unfinished: int | None
+
+
+def spawned(module: str, descriptors: Iterable[int] = ()) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A process by exec, and our end of its channel. descriptors: what else it inherits. Raises OSError."""
+    ours, its = channel_pair()
+    try:
+        process = subprocess.Popen(
+            # -P: never import from the directory that somebody happened to start us in.
+            [sys.executable, "-P", "-m", module, "--fd", str(its.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[its.fileno(), *descriptors],
+            env={**os.environ, "PYTHONPATH": str(Path(qos.__path__[0]).parent)},
+            process_group=0,  # what the terminal sends to all is for the supervisor alone
+        )
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        its.close()
+    return process, ours
 
 
 class WorkerProcess:
@@ -74,21 +94,7 @@ class WorkerProcess:
     async def spawn(cls, name: str, document: Callable[[], Start]) -> WorkerProcess:
         """Start the process and tell it what to be. Raises OSError: there is none."""
         start = document()
-        ours, its = channel_pair()
-        try:
-            process = subprocess.Popen(  # noqa: ASYNC220  an exec, and no word is waited for
-                # -P: never import from the directory that somebody happened to start us in.
-                [sys.executable, "-P", "-m", "proxy.supervise.worker", "--fd", str(its.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[its.fileno(), *_descriptors(start)],
-                env={**os.environ, "PYTHONPATH": str(Path(qos.__path__[0]).parent)},
-                process_group=0,  # what the terminal sends to all is for the supervisor alone
-            )
-        except OSError:
-            ours.close()
-            raise
-        finally:
-            its.close()
+        process, ours = spawned("proxy.supervise.worker", _descriptors(start))
         worker = cls.of(process, ours, name=name, place=start.place, generation=start.generation)
         await worker.open()
         # As it is now: whoever waits for nothing after this has a worker that misses no change.

@@ -163,7 +163,7 @@ async def test_it_is_started_again_at_the_same_sockets_and_ends_with_its_parent(
     assert list(state.iterdir()) == [] and running.pid is None
 
 
-@pytest.mark.parametrize("lacking", ["proxy.supervise.models.channel_pair", "os.pidfd_open"])
+@pytest.mark.parametrize("lacking", ["proxy.supervise.worker_process.channel_pair", "os.pidfd_open"])
 async def test_it_comes_back_though_descriptors_had_run_out(tmp_path, monkeypatch, lacking):
     running = models_for(pool_of(tmp_path, linear=models.linear()), tmp_path / "state")
     await running.start()
