@@ -35,6 +35,7 @@ BRIEF = CLASSES + "  - {name: brief, dscp: CS1, deadline: 1s}\n"
 # What a wall clock tells is for people to read, or for certificates; nothing here decides about requests.
 WALL_CLOCK = {
     "proxy/certificate.py": "until when the development certificate is valid",
+    "proxy/keys.py": "how old a key is that an earlier process left in a file",
     "proxy/telemetry/logs.py": "the time in a log line",
     "qos/tc/change/making.py": "the time in a ledger of changes to the kernel",
     "qos/tc/change/watcher.py": "the time in a message",
