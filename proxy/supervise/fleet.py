@@ -158,12 +158,14 @@ class Fleet:
         for each in handed:
             edition = await Edition.adopt(each, self._shared, self.editions)
             self.editions.append(edition)
-            if edition.generation.retiring:
-                self._see_out(edition)
-            else:
+            if not edition.generation.retiring:
                 self._current = edition
                 edition.generation.lead(current=True)
         self._steer()
+        # Only now: one that has finished meanwhile takes its places out of what is steered.
+        for edition in self.editions:
+            if edition.generation.retiring:
+                self._see_out(edition)
 
     def _see_out(self, edition: Edition) -> None:
         task = asyncio.create_task(self._gone(edition))
