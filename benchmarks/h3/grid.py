@@ -17,8 +17,8 @@ from benchmarks.sim.plot import Axis, line_plot
 __all__ = ["draw", "measure"]
 
 PLOTS = ROOT / "docs" / "performance"
-CONNECTIONS = tuple(Point(count, count, part=0.5) for count in (1, 4, 16, 64, 256, 1000))
-IN_FLIGHT = tuple(Point(count, 1 if count <= 128 else count // 64) for count in (1, 4, 16, 64, 256, 1024))
+CONNECTIONS = tuple(Point(count, count, part=0.5) for count in (1, 4, 16, 64, 256))
+IN_FLIGHT = tuple(Point(count, 1 if count <= 128 else count // 64) for count in (1, 4, 16, 64, 256))
 SIZES = (
     Point(4, 1),
     Point(4, 1, 64 * KIB, 64 * KIB, part=0.1),

@@ -49,7 +49,7 @@ def upstream(scratch: Path) -> Iterator[None]:
     if nginx is None:
         raise ServerError("nginx is not installed: apt-get install nginx-light")
     files = scratch / "files"
-    files.mkdir()
+    files.mkdir(exist_ok=True)
     for size in SIZES:
         (files / str(size)).write_bytes(_document(size))
     scratch.chmod(0o755)  # nginx's worker is another user where it is started by root
