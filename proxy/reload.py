@@ -2,7 +2,7 @@
 """SIGHUP: the config file is read again, and what may change while requests run takes effect, all of it at once.
 
 Classes, rules, trust, max_class and logging change here. Sockets, pools, workers and the admin address are what a
-gateway is made of: they wait for a restart, as a whole. Traffic control waits for `inferlane qos apply`.
+gateway is made of: they wait for an upgrade or a restart, as a whole. Traffic control waits for `inferlane qos apply`.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ inferlane/1 have no other word for it; clients of HTTP/3 have heard GOAWAY."""
 _LINGER_S = 1.0
 """For what the kernel had queued."""
 _COLLECTED = (20_000, 20, 20)
-"""A request makes some 40 objects that the collector counts, and none in a cycle: with Python's own 700 it ran every
-few requests, over all that were in flight."""
+"""A walk leaves nothing in a cycle (6,400 of them with the collector off left no garbage), so collecting rarely costs
+no memory; with Python's own 700 it runs again and again over all that is in flight."""
 DRAIN_S = 30.0
 """Longest wait of a shutdown for requests in flight."""
 _POLL_S, _RETIRE_POLL_S = 0.02, 0.1

@@ -3,7 +3,8 @@
 
 Locks are POSIX record locks on the segment's file: they belong to the process, so the kernel gives them up when it is
 killed, even while a child of it lives on; open file description locks would not exclude workers that inherited one
-description. They would also go if the process closed any other descriptor of the file: it has one.
+description. They would also go if the process closed any other descriptor of the file: `mmap` keeps a second
+one, which is closed with the ledger.
 """
 
 from __future__ import annotations
